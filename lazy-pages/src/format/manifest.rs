@@ -1,0 +1,230 @@
+//! A manifest: the commit record of a checkpoint, and the map from every page it knows to where its bytes are.
+//!
+//! What always holds of a [`Manifest`] in memory, because [`Manifest::decode`] refuses anything else and
+//! [`Manifest::encode`] checks before it writes:
+//! - Runs of a [`MemoryMap`] are sorted, do not overlap and are not empty.
+//! - Every page of every [`Vma`] is in exactly one run. So a page that is in no run was not there when the checkpoint
+//!   was taken; "not listed" never means "zero".
+//! - Every stored run lies inside the frame it names; every frame lies inside its pack.
+
+use crate::{
+    format::FrameEntry,
+    ids::{AppId, CheckpointId},
+    units::VirtAddr,
+};
+
+/// The commit record of a checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Manifest {
+    /// Whose checkpoint it is.
+    pub app: AppId,
+    /// Its name.
+    pub id: CheckpointId,
+    /// The checkpoint it was compared with; `None` for a full one. It is not needed to restore this one.
+    pub parent: Option<CheckpointId>,
+    /// Milliseconds since 1970, by the writer's clock.
+    pub created_unix_ms: u64,
+    /// The machine it was taken on.
+    pub host: Host,
+    /// Every task of the tree, parents before children.
+    pub tasks: Vec<Task>,
+    /// Memory of every live task and every shared object.
+    pub objects: Vec<MemoryMap>,
+    /// Every frame some run refers to, ascending by pack and offset; [`FrameIndex`] counts in this list.
+    pub frames: Vec<FrameEntry>,
+    /// CRIU's images other than pages.
+    pub bundle: Blob,
+    /// 16 bytes for each stored page, in the order of `objects` and their runs.
+    pub page_hashes: Blob,
+    /// Pipes and terminals shared with the outside.
+    pub streams: Vec<ExternalStream>,
+    /// How it was made.
+    pub statistics: Statistics,
+}
+
+/// Facts about the machine a checkpoint was taken on.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Host {
+    /// `uname -r`
+    pub kernel: String,
+    /// `uname -m`
+    pub architecture: String,
+    /// Flags of the first CPU, as in `/proc/cpuinfo`.
+    pub cpu_features: Vec<String>,
+    /// `major * 10000 + minor * 100 + sublevel`
+    pub criu_version: u32,
+}
+
+/// A task of the tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Its pid, which a restore needs again.
+    pub pid: u32,
+    /// Its parent's.
+    pub parent_pid: u32,
+    /// How many threads it has.
+    pub threads: u32,
+    /// A zombie: no memory.
+    pub dead: bool,
+    /// `comm`, at most 15 characters.
+    pub command: String,
+}
+
+/// Length and hash of an object that is always read whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blob {
+    /// Bytes.
+    pub length: u64,
+    /// BLAKE3 of the bytes.
+    pub hash: [u8; 32],
+}
+
+impl Blob {
+    /// Describes `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self { length: bytes.len() as u64, hash: *blake3::hash(bytes).as_bytes() }
+    }
+
+    /// Whether `bytes` are the ones described.
+    pub fn matches(&self, bytes: &[u8]) -> bool {
+        *self == Self::of(bytes)
+    }
+}
+
+/// Which memory a [`MemoryMap`] describes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ObjectId {
+    /// Private memory of the task with this pid.
+    Task(u32),
+    /// Shared memory or a memfd with this CRIU shmid; addresses are offsets inside it.
+    Shared(u64),
+}
+
+/// What is known of one address space or shared object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemoryMap {
+    /// Whose memory.
+    pub id: ObjectId,
+    /// The number in the name of its `pages-<n>.img`.
+    pub pages_id: u32,
+    /// Areas whose pages may be restored on demand, ascending. Empty for shared objects.
+    pub vmas: Vec<Vma>,
+    /// What the pages hold, ascending.
+    pub runs: Vec<Run>,
+}
+
+impl MemoryMap {
+    /// Runs that must be in memory before the process runs, ascending: those outside every lazily restored area. Their
+    /// pages, zero ones included, make up `pages-<n>.img`, in this order.
+    pub fn eager_runs(&self) -> impl Iterator<Item = &Run> {
+        let mut vmas = self.vmas.iter().peekable();
+        self.runs.iter().filter(move |run| {
+            while vmas.next_if(|vma| vma.end <= run.start).is_some() {}
+            vmas.peek().is_none_or(|vma| run.start < vma.start)
+        })
+    }
+}
+
+/// An area of a task in which page faults are served after a lazy restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vma {
+    /// First address.
+    pub start: VirtAddr,
+    /// First address after it.
+    pub end: VirtAddr,
+    /// A forked child sees zeros here (`MADV_WIPEONFORK`).
+    pub wipe_on_fork: bool,
+    /// A forked child does not have it (`MADV_DONTFORK`).
+    pub dont_fork: bool,
+    /// A stack, which the kernel extends downwards.
+    pub grows_down: bool,
+}
+
+/// Pages next to each other that come from the same place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Address of the first page.
+    pub start: VirtAddr,
+    /// How many, at least one. Of a stored run at most a frame's worth.
+    pub pages: u64,
+    /// Where their content is.
+    pub source: Source,
+}
+
+impl Run {
+    /// First address after it.
+    pub fn end(&self) -> VirtAddr {
+        self.start.add(self.pages)
+    }
+}
+
+/// Where the content of a page is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// All bytes are zero.
+    Zero,
+    /// In a frame.
+    Stored {
+        /// Which frame.
+        frame: FrameIndex,
+        /// Which page of the frame the run starts with.
+        first: u32,
+        /// It must be in memory before the process runs: userfaultfd cannot serve it.
+        eager: bool,
+    },
+}
+
+/// Position in [`Manifest::frames`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FrameIndex(pub u32);
+
+/// A pipe or terminal the workload shared with whoever started it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalStream {
+    /// CRIU's name for it: `pipe[inode]` or `tty[rdev:dev]`.
+    pub key: String,
+    /// The descriptor of the restoring side that takes its place: 0, 1 or 2.
+    pub stdio: u32,
+}
+
+/// How a checkpoint was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Statistics {
+    /// Pages in all runs.
+    pub pages_total: u64,
+    /// Pages in zero runs.
+    pub pages_zero: u64,
+    /// Pages found in the parent, by hash.
+    pub pages_unchanged: u64,
+    /// Pages in frames this checkpoint wrote.
+    pub pages_stored: u64,
+    /// Bytes of all objects this checkpoint created, the manifest excepted.
+    pub bytes_uploaded: u64,
+}
+
+/// Why a manifest was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Not a manifest, cut short, or changed since it was written.
+    #[error("the manifest is damaged: {0}")]
+    Damaged(String),
+    /// Made by a newer version of this software.
+    #[error("the manifest has format version {found}; this program reads version {known}")]
+    UnknownVersion {
+        /// The version found.
+        found: u32,
+        /// The version known.
+        known: u32,
+    },
+    /// It is intact but breaks a rule of the format.
+    #[error("the manifest breaks a rule of the format: {0}")]
+    Invalid(String),
+    /// It belongs to another application or checkpoint than its name says.
+    #[error("the manifest is of {found}, not of {wanted}")]
+    Foreign {
+        /// What it says it is.
+        found: String,
+        /// What was asked for.
+        wanted: String,
+    },
+}
