@@ -1,1 +1,28 @@
-//! Placeholder.
+//! Takes checkpoints of process trees into object storage and restores them on demand.
+//!
+//! [`Agent`] is the library; the `migration-agent` command is a thin layer over it. The memory path lives in
+//! [`lazy_pages`], the conversation with CRIU in [`criu_rpc`]; this crate joins them into pipelines whose first rule is
+//! that nothing is ever lost: see [`checkpoint`] for what every crash leaves behind.
+
+mod agent;
+pub mod capabilities;
+pub mod checkpoint;
+mod error;
+mod host;
+pub mod launch;
+mod page_server;
+mod progress;
+pub mod restore;
+pub mod settings;
+pub mod supervise;
+mod tree;
+mod workdir;
+
+pub use self::{
+    agent::Agent,
+    checkpoint::{CheckpointReport, CheckpointRequest},
+    error::AgentError,
+    progress::{Progress, Stage},
+    restore::{Residency, RestoreRequest, Restored, Strategy},
+    tree::is_alive,
+};

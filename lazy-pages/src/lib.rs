@@ -1,6 +1,13 @@
 //! Process memory in object storage, served through userfaultfd.
 
+pub mod catalog;
 pub mod format;
 pub mod ids;
+pub mod kernel;
+pub mod materialize;
+pub mod reader;
+pub mod server;
 pub mod store;
 pub mod units;
+pub mod verify;
+pub mod writer;

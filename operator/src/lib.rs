@@ -1,1 +1,9 @@
-//! Placeholder.
+//! The Kubernetes side: applications that can be moved, and (later) the machine that moves them.
+//!
+//! What is here: the API, [`api::MigratableApp`], and the command that prints its definition
+//! (`migration-operator crd`). What is not here yet: the controller that checkpoints and moves pods, pod building,
+//! the injection webhook, CEL rules in the schema, and the deployment manifests.
+//!
+//! This crate speaks Kubernetes and the agent's API. It knows nothing of CRIU or of pages.
+
+pub mod api;

@@ -1,15 +1,15 @@
 //! A manifest: the commit record of a checkpoint, and the map from every page it knows to where its bytes are.
 //!
-//! What always holds of a [`Manifest`] in memory, because [`Manifest::decode`] refuses anything else and
-//! [`Manifest::encode`] checks before it writes:
+//! What always holds of a [`Manifest`] that was decoded or can be encoded is listed, and checked both times, in
+//! [`invariants`](super::invariants). The ones every reader leans on:
 //! - Runs of a [`MemoryMap`] are sorted, do not overlap and are not empty.
-//! - Every page of every [`Vma`] is in exactly one run. So a page that is in no run was not there when the checkpoint
-//!   was taken; "not listed" never means "zero".
+//! - Every page of every [`Vma`] is in exactly one run, and no run crosses the edge of a VMA. So a page that is in no run
+//!   was not there when the checkpoint was taken; "not listed" never means "zero".
 //! - Every stored run lies inside the frame it names; every frame lies inside its pack.
 
 use crate::{
     format::FrameEntry,
-    ids::{AppId, CheckpointId},
+    ids::{AppId, CheckpointId, PackId},
     units::VirtAddr,
 };
 
@@ -30,6 +30,8 @@ pub struct Manifest {
     pub tasks: Vec<Task>,
     /// Memory of every live task and every shared object.
     pub objects: Vec<MemoryMap>,
+    /// Every pack some frame is in, ascending by id.
+    pub packs: Vec<PackEntry>,
     /// Every frame some run refers to, ascending by pack and offset; [`FrameIndex`] counts in this list.
     pub frames: Vec<FrameEntry>,
     /// CRIU's images other than pages.
@@ -40,6 +42,27 @@ pub struct Manifest {
     pub streams: Vec<ExternalStream>,
     /// How it was made.
     pub statistics: Statistics,
+}
+
+impl Manifest {
+    /// The memory of `id`.
+    pub fn object(&self, id: ObjectId) -> Option<&MemoryMap> {
+        self.objects.iter().find(|object| object.id == id)
+    }
+
+    /// Pages that are in frames.
+    pub fn stored_pages(&self) -> u64 {
+        self.objects.iter().map(MemoryMap::stored_pages).sum()
+    }
+}
+
+/// A pack and its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackEntry {
+    /// Its name.
+    pub id: PackId,
+    /// Bytes of the whole object.
+    pub length: u64,
 }
 
 /// Facts about the machine a checkpoint was taken on.
@@ -125,6 +148,35 @@ impl MemoryMap {
     }
 }
 
+impl MemoryMap {
+    /// The run that holds the page at `address`.
+    pub fn run_at(&self, address: VirtAddr) -> Option<&Run> {
+        let at = self.runs.partition_point(|run| run.end() <= address);
+        self.runs.get(at).filter(|run| run.start <= address)
+    }
+
+    /// The area that holds `address`.
+    pub fn vma_at(&self, address: VirtAddr) -> Option<&Vma> {
+        let at = self.vmas.partition_point(|vma| vma.end <= address);
+        self.vmas.get(at).filter(|vma| vma.start <= address)
+    }
+
+    /// Whether `run`, one of this map's, must be in memory before the process runs. Zeros count for a task outside its
+    /// lazy-capable areas: there a page that is not written keeps what is below it, such as a file's content. They do
+    /// not for a shared object, which a restore creates empty.
+    pub fn is_eager(&self, run: &Run) -> bool {
+        match run.source {
+            Source::Stored { eager, .. } => eager,
+            Source::Zero => matches!(self.id, ObjectId::Task(_)) && self.vma_at(run.start).is_none(),
+        }
+    }
+
+    /// Pages that are in frames.
+    pub fn stored_pages(&self) -> u64 {
+        self.runs.iter().filter(|run| run.source != Source::Zero).map(|run| run.pages).sum()
+    }
+}
+
 /// An area of a task in which page faults are served after a lazy restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vma {
@@ -190,15 +242,15 @@ pub struct ExternalStream {
 /// How a checkpoint was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Statistics {
-    /// Pages in all runs.
+    /// Pages received from the frozen tree. Memory it never touched is in zero runs, but not counted.
     pub pages_total: u64,
-    /// Pages in zero runs.
+    /// Pages of these that were all zero.
     pub pages_zero: u64,
     /// Pages found in the parent, by hash.
     pub pages_unchanged: u64,
     /// Pages in frames this checkpoint wrote.
     pub pages_stored: u64,
-    /// Bytes of all objects this checkpoint created, the manifest excepted.
+    /// Bytes of all objects this checkpoint created, its manifest excepted.
     pub bytes_uploaded: u64,
 }
 

@@ -1,12 +1,19 @@
 //! The checkpoint format, version 1. `FORMAT.md` beside `src` is the specification.
 
+pub mod bundle;
 mod frame;
+mod hash;
+pub mod invariants;
+pub mod keys;
 mod manifest;
+mod wire;
 
 pub use self::{
-    frame::{Codec, FrameEntry, FrameError, VerifiedFrame},
+    frame::{Codec, FRAME_PAGES, FrameEntry, FrameError, VerifiedFrame},
+    hash::{PageHash, frame_hash, hash_pages},
     manifest::{
-        Blob, ExternalStream, FrameIndex, Host, Manifest, ManifestError, MemoryMap, ObjectId, Run, Source, Statistics,
-        Task, Vma,
+        Blob, ExternalStream, FrameIndex, Host, Manifest, ManifestError, MemoryMap, ObjectId, PackEntry, Run, Source,
+        Statistics, Task, Vma,
     },
+    wire::{FORMAT_VERSION, MAX_MANIFEST},
 };

@@ -9,7 +9,10 @@
 //!   ambiguous put (sent, no answer) is read back before it is called a failure.
 //! - Cancelling (dropping the future) may leave a put done or not done, never half done.
 
+mod keys;
 mod local;
+mod probe;
+mod retry;
 mod s3;
 mod url;
 
@@ -18,7 +21,11 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-pub use self::{local::LocalStore, s3::S3Store, url::StoreUrl};
+pub use self::{
+    local::LocalStore,
+    s3::{S3Store, StaticCredentials},
+    url::{S3Config, StoreUrl},
+};
 
 /// A flat namespace of immutable objects. Keys are relative, `/`-separated, without empty or `..` segments.
 #[async_trait]
@@ -145,6 +152,14 @@ pub enum StoreError {
         store: String,
         /// What was said.
         reason: String,
+    },
+    /// The name is not one an object can have.
+    #[error("`{key}` is not the name of an object: {why}")]
+    InvalidKey {
+        /// The name.
+        key: String,
+        /// The rule it breaks.
+        why: &'static str,
     },
     /// The address of the store is not understood.
     #[error("store address `{address}` is not valid: {reason}")]

@@ -1,0 +1,72 @@
+//! What every operation needs: a store, a CRIU, a place for short-lived files.
+
+use std::{path::PathBuf, sync::Arc};
+
+use criu_rpc::Criu;
+use lazy_pages::store::{self, ObjectStore, StoreUrl};
+use tokio::runtime::Runtime;
+
+use crate::error::AgentError;
+
+/// Checkpoints and restores process trees. Its methods block; call them from a thread that may.
+///
+/// ```no_run
+/// use migration_agent::{Agent, CheckpointRequest, Progress};
+///
+/// let agent = Agent::new("file:///var/lib/checkpoints".parse()?, None, None)?;
+/// let request = CheckpointRequest { app: "redis".parse()?, pid: 4711, leave_running: false, tcp_established: false };
+/// let report = agent.checkpoint(&request, &Progress::default())?;
+/// println!("{} is safe; frozen for {} ms", report.checkpoint, report.frozen_ms);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Agent {
+    pub(crate) store: Arc<dyn ObjectStore>,
+    pub(crate) store_url: StoreUrl,
+    pub(crate) runtime: Runtime,
+    criu: Option<PathBuf>,
+    pub(crate) work_parent: Option<PathBuf>,
+}
+
+impl Agent {
+    /// Uses the store at `store_url`, the CRIU at `criu` (else `MIGRATION_CRIU`, else the one in `PATH`), and puts
+    /// short-lived files under `work_parent` (else on a tmpfs it finds).
+    ///
+    /// # Errors
+    /// When the store cannot be opened. It is not talked to yet.
+    pub fn new(
+        store_url: StoreUrl,
+        criu: Option<PathBuf>,
+        work_parent: Option<PathBuf>,
+    ) -> Result<Self, AgentError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("store")
+            .enable_all()
+            .build()
+            .map_err(AgentError::io("cannot start the runtime"))?;
+        let store = {
+            let _context = runtime.enter();
+            store::open(&store_url)?
+        };
+        Ok(Self { store, store_url, runtime, criu, work_parent })
+    }
+
+    /// The CRIU to use.
+    pub(crate) fn criu(&self) -> Result<Criu, AgentError> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(AgentError::NotRoot);
+        }
+        Ok(Criu::locate(self.criu.as_deref())?)
+    }
+
+    /// The store, for what this type has no method for.
+    pub fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
+    }
+
+    /// Runs a store operation to its end.
+    pub fn block_on<F: Future>(&self, operation: F) -> F::Output {
+        self.runtime.block_on(operation)
+    }
+}

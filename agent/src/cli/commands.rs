@@ -1,0 +1,130 @@
+//! From what was typed to what is done.
+
+use std::{ffi::OsString, io, os::fd::AsFd, path::PathBuf, process::ExitCode, sync::Arc};
+
+use clap::Parser;
+use lazy_pages::server::{GuardianCommand, daemon, guardian};
+use migration_agent::{Agent, AgentError, Progress, settings, supervise::Signals};
+use tracing_subscriber::EnvFilter;
+
+use super::{
+    args::{self, Cli, Command, Global},
+    check, inspect,
+    output::{Output, ProgressLine},
+    restore, run,
+};
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log(cli.global.verbose);
+    let output = Output { json: cli.global.json };
+    let failed = |error: AgentError, left: Option<&str>| {
+        output.error(&error, left);
+        ExitCode::FAILURE
+    };
+    match cli.command {
+        Command::Check => check::check(&cli.global, output),
+        // Signals are taken over before any other thread exists.
+        Command::Run(run) => match Signals::take() {
+            Ok(signals) => run::run(&run, &signals).unwrap_or_else(|error| failed(error, None)),
+            Err(error) => failed(error, None),
+        },
+        Command::Restore(restore) => match Signals::take() {
+            Ok(signals) => restore::restore(restore, &cli.global, output, &signals).unwrap_or_else(|error| {
+                failed(error, Some("the checkpoint is as it was; nothing of the process runs here"))
+            }),
+            Err(error) => failed(error, None),
+        },
+        Command::Checkpoint(checkpoint) => {
+            let pid = checkpoint.pid;
+            match take_checkpoint(checkpoint, &cli.global, output) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => failed(error, what_is_left(pid).as_deref()),
+            }
+        }
+        Command::List(list) => finish(inspect::list(&list, &cli.global, output), failed),
+        Command::Show(which) => finish(inspect::show(&which, &cli.global, output), failed),
+        Command::Verify(verify) => finish(inspect::verify(&verify, &cli.global, output), failed),
+        Command::Delete(delete) => finish(inspect::delete(&delete, &cli.global, output), failed),
+        Command::PageServer(server) => serve_pages(server, &cli.global),
+        Command::Guardian => guard(),
+    }
+}
+
+/// The agent for the options every command has.
+pub fn agent(global: &Global) -> Result<Agent, AgentError> {
+    let store = match &global.store {
+        Some(store) => store.clone(),
+        None => settings::default_store()?,
+    };
+    Agent::new(store, global.criu.clone(), global.work_dir.clone())
+}
+
+fn finish(result: Result<(), AgentError>, failed: impl Fn(AgentError, Option<&str>) -> ExitCode) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(error, None),
+    }
+}
+
+fn what_is_left(pid: u32) -> Option<String> {
+    migration_agent::is_alive(pid).then(|| format!("process {pid} runs on"))
+}
+
+fn take_checkpoint(typed: args::Checkpoint, global: &Global, output: Output) -> Result<(), AgentError> {
+    let agent = agent(global)?;
+    let request = migration_agent::CheckpointRequest {
+        app: typed.app,
+        pid: typed.pid,
+        leave_running: typed.leave_running,
+        tcp_established: typed.tcp_established,
+    };
+    let progress = Arc::new(Progress::default());
+    let line = ProgressLine::start(Arc::clone(&progress));
+    let report = agent.checkpoint(&request, &progress);
+    drop(line);
+    output.result(&report?, inspect::describe_checkpoint);
+    Ok(())
+}
+
+fn serve_pages(typed: args::PageServer, global: &Global) -> ExitCode {
+    let store = match global.store.clone().map_or_else(settings::default_store, Ok) {
+        Ok(store) => store,
+        Err(error) => {
+            Output { json: global.json }.error(&error, None);
+            return ExitCode::FAILURE;
+        }
+    };
+    let guardian =
+        GuardianCommand { program: PathBuf::from("/proc/self/exe"), args: vec![OsString::from("guardian")] };
+    ExitCode::from(daemon::run(&daemon::DaemonConfig {
+        store,
+        app: typed.app,
+        checkpoint: Some(typed.checkpoint),
+        directory: typed.dir,
+        json: global.json,
+        guardian,
+    }))
+}
+
+fn guard() -> ExitCode {
+    match io::stdin().as_fd().try_clone_to_owned().and_then(guardian::run) {
+        Ok(guardian::Service::Dismissed) => ExitCode::SUCCESS,
+        Ok(guardian::Service::TreeKilled) => ExitCode::from(daemon::EXIT_KILLED),
+        Err(error) => {
+            tracing::error!(%error, "this is for page servers only");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    let filter = EnvFilter::try_from_env("MIGRATION_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}

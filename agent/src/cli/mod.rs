@@ -1,0 +1,14 @@
+//! The `migration-agent` command line.
+//!
+//! Results go to standard output, everything else to standard error. With `--json` every command prints exactly one JSON
+//! object a result, an error included.
+
+mod args;
+mod check;
+mod commands;
+mod inspect;
+mod output;
+mod restore;
+mod run;
+
+pub use self::commands::main;

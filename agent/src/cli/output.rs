@@ -1,0 +1,125 @@
+//! How results, errors and progress are shown.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use migration_agent::{AgentError, Progress};
+use serde::Serialize;
+
+/// Where and how results are printed.
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    /// As JSON, else as text.
+    pub json: bool,
+}
+
+impl Output {
+    /// Prints one result: as a JSON object, or by `text`.
+    pub fn result<T: Serialize>(self, result: &T, text: impl FnOnce(&T) -> String) {
+        let line = match self.json {
+            true => serde_json::to_string(result).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}")),
+            false => text(result),
+        };
+        // A reader that has gone away is no reason to fail what has been done.
+        let _ = writeln!(io::stdout(), "{line}");
+    }
+
+    /// Says what failed, what was left as it was, and what to do next.
+    pub fn error(self, error: &AgentError, left: Option<&str>) {
+        if self.json {
+            let object = serde_json::json!({ "error": {
+                "reason": error.reason(),
+                "message": chain(error),
+                "left": left,
+                "hint": error.hint(),
+            }});
+            let _ = writeln!(io::stdout(), "{object}");
+        }
+        let mut message = format!("error: {}", chain(error));
+        for (label, text) in [("left", left.map(str::to_owned)), ("hint", error.hint())] {
+            if let Some(text) = text {
+                message.push_str(&format!("\n{label:>5}: {text}"));
+            }
+        }
+        let _ = writeln!(io::stderr(), "{message}");
+    }
+}
+
+/// An error and its causes, without repeating a cause that is already part of the text.
+fn chain(error: &AgentError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Shows the progress of an operation on a terminal while it lives.
+pub struct ProgressLine {
+    stop: Arc<AtomicBool>,
+    painter: Option<JoinHandle<()>>,
+}
+
+impl ProgressLine {
+    /// Starts painting, if standard error is a terminal.
+    pub fn start(progress: Arc<Progress>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let painter = io::stderr().is_terminal().then(|| {
+            let stop = Arc::clone(&stop);
+            thread::spawn(move || paint(&progress, &stop))
+        });
+        Self { stop, painter }
+    }
+}
+
+impl Drop for ProgressLine {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(painter) = self.painter.take() {
+            let _ = painter.join();
+        }
+    }
+}
+
+fn paint(progress: &Progress, stop: &AtomicBool) {
+    let started = Instant::now();
+    let mut painted = false;
+    while !stop.load(Ordering::Relaxed) {
+        thread::sleep(Duration::from_millis(100));
+        if started.elapsed() < Duration::from_millis(700) {
+            continue;
+        }
+        let (stage, bytes) = progress.now();
+        let seconds = started.elapsed().as_secs_f64();
+        eprint!("\r\x1b[K{} · {} · {seconds:.1} s", stage.label(), human_bytes(bytes));
+        painted = true;
+    }
+    if painted {
+        eprint!("\r\x1b[K");
+    }
+}
+
+/// A size for people: three digits and a binary unit.
+pub fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}

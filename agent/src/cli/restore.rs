@@ -1,0 +1,153 @@
+//! `restore`: a tree comes back, in front of this program or behind it.
+
+use std::{
+    env, fs, io,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use migration_agent::{
+    AgentError, Progress, Residency, RestoreRequest, Restored, settings,
+    supervise::{self, Signals},
+};
+use serde::Serialize;
+
+use super::{
+    args::{Global, Restore},
+    commands::agent,
+    output::{Output, ProgressLine},
+    run::write_pid,
+};
+
+/// What `restore` prints.
+#[derive(Serialize)]
+struct Report {
+    checkpoint: String,
+    app: String,
+    pid: u32,
+    strategy: migration_agent::Strategy,
+    resume_ms: f64,
+    #[serde(flatten)]
+    residency: Option<Residency>,
+    /// Where the pipes and terminals of a detached workload continue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<PathBuf>,
+}
+
+/// Restores, then returns at once, when all pages are there, or when the workload ends.
+pub fn restore(typed: Restore, global: &Global, output: Output, signals: &Signals) -> Result<ExitCode, AgentError> {
+    supervise::adopt_orphans()?;
+    let agent = agent(global)?;
+    let in_front = !typed.detach && !typed.wait_resident;
+    let log = match (&typed.output, in_front) {
+        (Some(path), _) if path == Path::new("inherit") => None,
+        (Some(path), _) => Some(path.clone()),
+        (None, true) => None,
+        (None, false) => Some(default_log(&typed)?),
+    };
+    let request = RestoreRequest {
+        app: typed.app.clone(),
+        checkpoint: typed.checkpoint,
+        strategy: typed.strategy,
+        stdio: streams(log.as_deref())?,
+        page_server: env::current_exe().map_err(io_error("cannot find this program"))?,
+        page_server_log: (!in_front).then(|| page_server_log(&typed)).transpose()?,
+        tcp_established: typed.tcp_established,
+    };
+    let progress = Arc::new(Progress::default());
+    let line = ProgressLine::start(Arc::clone(&progress));
+    let mut restored = match agent.restore(request, &progress) {
+        Ok(restored) => restored,
+        Err(error) => {
+            drop(line);
+            return Err(error);
+        }
+    };
+    if in_front {
+        signals.forward_to(restored.pid);
+    }
+    if let Some(path) = &typed.pid_file {
+        write_pid(path, restored.pid)?;
+    }
+    let report = |restored: &Restored, residency| Report {
+        checkpoint: restored.checkpoint.to_string(),
+        app: typed.app.to_string(),
+        pid: restored.pid,
+        strategy: restored.strategy,
+        resume_ms: restored.resume.as_secs_f64() * 1e3,
+        residency,
+        output: log.clone(),
+    };
+    if typed.detach && !typed.wait_resident {
+        drop(line);
+        output.result(&report(&restored, None), describe);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let residency = restored.wait_resident();
+    drop(line);
+    if !in_front {
+        output.result(&report(&restored, Some(residency?)), describe);
+        return Ok(ExitCode::SUCCESS);
+    }
+    match residency {
+        // Standard output belongs to the workload now, unless JSON was asked for.
+        Ok(residency) if output.json => output.result(&report(&restored, Some(residency)), describe),
+        Ok(residency) => eprintln!("migration-agent: {}", describe(&report(&restored, Some(residency)))),
+        Err(error) => output.error(&error, Some("the checkpoint is as it was")),
+    }
+    Ok(supervise::wait_for(restored.pid)?.into())
+}
+
+fn describe(report: &Report) -> String {
+    let mut text = format!(
+        "{} runs again as pid {} after {:.0} ms (checkpoint {})",
+        report.app, report.pid, report.resume_ms, report.checkpoint
+    );
+    if let Some(residency) = &report.residency {
+        text.push_str(&format!(
+            "; all pages in memory after {:.0} ms, {} faults, {} fetched",
+            residency.resident_ms,
+            residency.faults,
+            super::output::human_bytes(residency.fetched_bytes)
+        ));
+    }
+    if let Some(path) = &report.output {
+        text.push_str(&format!("\noutput continues in {}", path.display()));
+    }
+    text
+}
+
+/// What takes the place of the workload's pipes and terminals.
+fn streams(log: Option<&Path>) -> Result<[OwnedFd; 3], AgentError> {
+    let duplicate = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned().map_err(io_error("cannot duplicate a stream"));
+    match log {
+        None => Ok([duplicate(&io::stdin())?, duplicate(&io::stdout())?, duplicate(&io::stderr())?]),
+        Some(path) => {
+            let nothing = fs::File::open("/dev/null").map_err(io_error("cannot open /dev/null"))?;
+            let file = fs::OpenOptions::new().create(true).append(true).open(path);
+            let file = file.map_err(|source| AgentError::Io { what: format!("cannot open {}", path.display()), source })?;
+            Ok([nothing.into(), duplicate(&file)?, file.into()])
+        }
+    }
+}
+
+fn default_log(typed: &Restore) -> Result<PathBuf, AgentError> {
+    log_file(typed, "log")
+}
+
+fn page_server_log(typed: &Restore) -> Result<PathBuf, AgentError> {
+    log_file(typed, "page-server.log")
+}
+
+fn log_file(typed: &Restore, extension: &str) -> Result<PathBuf, AgentError> {
+    let directory = settings::state_directory();
+    fs::create_dir_all(&directory)
+        .map_err(|source| AgentError::Io { what: format!("cannot create {}", directory.display()), source })?;
+    Ok(directory.join(format!("{}.{extension}", typed.app.as_str().replace('/', "."))))
+}
+
+fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> AgentError {
+    move |source| AgentError::Io { what: what.to_owned(), source }
+}

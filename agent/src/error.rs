@@ -1,0 +1,232 @@
+//! What can go wrong, said so that a person knows what happened and what to do next, and a program can tell cases apart.
+
+use std::{io, path::PathBuf};
+
+use criu_rpc::{CriuError, ImageError, PageStreamError};
+use lazy_pages::{
+    catalog::CatalogError,
+    format::bundle::BundleError,
+    ids::{AppId, CheckpointId},
+    reader::ReadError,
+    store::StoreError,
+    verify::VerifyError,
+    writer::WriteError,
+};
+
+/// Why an operation of the agent failed. Nothing it says happened is guessed: a checkpoint that fails leaves the process
+/// running, a restore that fails leaves the checkpoint as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The pid names no process, or one that is already dead.
+    #[error("there is no process with pid {pid}")]
+    NoSuchProcess {
+        /// The pid asked for.
+        pid: u32,
+    },
+    /// The tree contains this program itself, which cannot freeze itself.
+    #[error("the tree of pid {pid} contains this program")]
+    ContainsAgent {
+        /// The pid asked for.
+        pid: u32,
+    },
+    /// Pages of the process are still on their way; a dump now would lose them.
+    #[error("pid {pid} is still being restored: some of its pages have not arrived yet")]
+    StillLazy {
+        /// The task that waits for pages.
+        pid: u32,
+    },
+    /// A pid that the restored tree needs belongs to somebody else.
+    #[error("pid {pid} is taken by {by}, and the restored tree needs it")]
+    PidTaken {
+        /// The pid.
+        pid: u32,
+        /// The process that has it.
+        by: String,
+    },
+    /// The application has no checkpoint.
+    #[error("application {app} has no checkpoint in {store}")]
+    NoCheckpoint {
+        /// The application.
+        app: AppId,
+        /// The store.
+        store: String,
+    },
+    /// The application has checkpoints, but not this one.
+    #[error("application {app} has no checkpoint {id} in {store}")]
+    UnknownCheckpoint {
+        /// The application.
+        app: AppId,
+        /// The checkpoint asked for.
+        id: CheckpointId,
+        /// The store.
+        store: String,
+    },
+    /// The checkpoint was taken on a machine this one cannot stand in for.
+    #[error("the checkpoint needs {needs}; this machine has {has}")]
+    WrongMachine {
+        /// What it was taken on.
+        needs: String,
+        /// What is here.
+        has: String,
+    },
+    /// Only root may freeze and rebuild processes.
+    #[error("this needs root")]
+    NotRoot,
+    /// The kernel gives no userfaultfd to us.
+    #[error("this kernel does not offer userfaultfd, which restoring on demand needs")]
+    NoUserfaultfd,
+    /// CRIU did not do what it was asked.
+    #[error(transparent)]
+    Criu(#[from] CriuError),
+    /// CRIU's images could not be read or written.
+    #[error(transparent)]
+    Images(#[from] ImageError),
+    /// CRIU's stream of pages broke off or made no sense.
+    #[error(transparent)]
+    PageStream(#[from] PageStreamError),
+    /// The archive of CRIU's images could not be made or read.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The store did not do what it was asked.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A checkpoint could not be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// A checkpoint could not be found or deleted.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// A checkpoint could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A checkpoint is not complete.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// The process that serves the pages of a lazy restore failed.
+    #[error("the page server failed: {reason}")]
+    PageServer {
+        /// What it said.
+        reason: String,
+    },
+    /// CRIU committed the dump although the checkpoint had been given up; cannot happen unless CRIU breaks its protocol.
+    #[error("CRIU ended the dump without asking for the commit")]
+    NoCommit,
+    /// CRIU's flags of a page and of the area around it contradict each other.
+    #[error("CRIU's dump contradicts itself about {object} at {address:#x}: is it to be restored on demand or not?")]
+    LazyDisagreement {
+        /// Whose memory.
+        object: String,
+        /// Where.
+        address: u64,
+    },
+    /// CRIU failed after the checkpoint had been committed.
+    #[error("checkpoint {checkpoint} is complete, but CRIU failed afterwards: {reason}")]
+    AfterCommit {
+        /// The checkpoint.
+        checkpoint: CheckpointId,
+        /// What CRIU said.
+        reason: String,
+    },
+    /// The operating system refused something.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A directory this program needs cannot be used.
+    #[error("no usable work directory: {reason}")]
+    WorkDirectory {
+        /// The directories tried and why they were not taken.
+        reason: String,
+    },
+    /// A setting is missing or contradictory.
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl AgentError {
+    /// For `map_err` on operating system calls.
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+
+    /// For `map_err` on file system calls.
+    pub(crate) fn path(verb: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { what: format!("cannot {verb} {}", path.display()), source }
+    }
+
+    /// A word for programs; stable across versions.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoSuchProcess { .. } => "no-such-process",
+            Self::ContainsAgent { .. } => "contains-agent",
+            Self::StillLazy { .. } => "still-lazy",
+            Self::PidTaken { .. } => "pid-taken",
+            Self::NoCheckpoint { .. } => "no-checkpoint",
+            Self::UnknownCheckpoint { .. } => "unknown-checkpoint",
+            Self::WrongMachine { .. } => "wrong-machine",
+            Self::NotRoot => "not-root",
+            Self::NoUserfaultfd => "no-userfaultfd",
+            Self::Criu(_) => "criu",
+            Self::Images(_) => "images",
+            Self::PageStream(_) => "page-stream",
+            Self::Bundle(_) => "bundle",
+            Self::Store(_) => "store",
+            Self::Write(_) => "write",
+            Self::Catalog(_) => "catalog",
+            Self::Read(_) => "read",
+            Self::Verify(_) => "verify",
+            Self::PageServer { .. } => "page-server",
+            Self::NoCommit => "criu-protocol",
+            Self::LazyDisagreement { .. } => "lazy-disagreement",
+            Self::AfterCommit { .. } => "after-commit",
+            Self::Io { .. } => "io",
+            Self::WorkDirectory { .. } => "work-directory",
+            Self::Usage(_) => "usage",
+        }
+    }
+
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::NoSuchProcess { .. } => "look the pid up with `ps`; a pid inside a container is not the host's",
+            Self::ContainsAgent { .. } => "checkpoint the workload itself, not the shell or service that runs this",
+            Self::StillLazy { .. } => "wait until its pages are there (`restore --wait-resident` says when), then retry",
+            Self::PidTaken { .. } => "end that process, or restore on another machine or in another pid namespace",
+            Self::NoCheckpoint { .. } => "`migration-agent list` shows what the store holds",
+            Self::UnknownCheckpoint { app, .. } => return Some(format!("`migration-agent list --app {app}` shows them")),
+            Self::WrongMachine { .. } => "restore it on a machine of the same kind",
+            Self::NotRoot => "run it as root: freezing and rebuilding processes needs it",
+            Self::NoUserfaultfd => {
+                "use `--strategy full`, or a kernel built with CONFIG_USERFAULTFD; `migration-agent check` tells more"
+            }
+            Self::WorkDirectory { .. } => "give one with --work-dir; a tmpfs is best",
+            Self::Criu(error) => return error.hint().map(str::to_owned),
+            Self::Store(error) | Self::Catalog(CatalogError::Store(error)) => return store_hint(error),
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}
+
+fn store_hint(error: &StoreError) -> Option<String> {
+    let hint = match error {
+        StoreError::NoSuchStore { .. } => "create the bucket, or correct its name in the store address",
+        StoreError::Denied { .. } => {
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN), or name a profile in the store address"
+        }
+        StoreError::NoConditionalCreate { .. } => {
+            "use a store that honours `If-None-Match: *` (S3, MinIO), or a directory: file:///path"
+        }
+        StoreError::Unavailable { .. } => "check the endpoint in the store address and the network, then retry",
+        StoreError::InvalidUrl { .. } => {
+            "use file:///dir or s3://bucket/prefix?endpoint=http://host:port&region=us-east-1&path-style=true"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}

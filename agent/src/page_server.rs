@@ -1,0 +1,134 @@
+//! The process that serves the pages of one lazy restore.
+//!
+//! It is a process of its own, started from this same program, because it has to outlive the command that restored: the
+//! restored tree depends on it until its last page is there. It reports on a pipe, one JSON object a line; the pipe's end
+//! means it is gone. What it does and what happens when it dies is told in [`lazy_pages::server`].
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
+    time::Duration,
+};
+
+use lazy_pages::{
+    ids::{AppId, CheckpointId},
+    server::{ServerStats, daemon::Report},
+    store::StoreUrl,
+};
+
+use crate::error::AgentError;
+
+/// A running page server.
+#[derive(Debug)]
+pub struct PageServerProcess {
+    child: Child,
+    events: Receiver<Report>,
+}
+
+/// Where its log goes.
+#[derive(Debug)]
+pub enum Log<'a> {
+    /// To this process's standard error.
+    Inherit,
+    /// To the end of a file.
+    File(&'a Path),
+}
+
+impl PageServerProcess {
+    /// Starts one that puts the images of a checkpoint into `images` and listens there.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(
+        program: &Path,
+        store: &StoreUrl,
+        app: &AppId,
+        checkpoint: CheckpointId,
+        images: &Path,
+        log: &Log<'_>,
+    ) -> Result<Self, AgentError> {
+        let stderr = match log {
+            Log::Inherit => Stdio::inherit(),
+            Log::File(path) => Stdio::from(
+                fs::OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .open(path)
+                    .map_err(AgentError::path("open", *path))?,
+            ),
+        };
+        let mut child = Command::new(program)
+            .arg("page-server")
+            .arg(format!("--store={store}"))
+            .arg(format!("--app={app}"))
+            .arg(format!("--checkpoint={checkpoint}"))
+            .arg("--dir")
+            .arg(images)
+            .arg("--json")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .map_err(AgentError::path("start", program))?;
+        let events = child.stdout.take().map(follow).ok_or_else(|| failed("it has no output"))?;
+        Ok(Self { child, events })
+    }
+
+    /// Waits until it listens and the images are in place.
+    ///
+    /// # Errors
+    /// When it ends before, or takes longer than `limit`.
+    pub fn ready(&self, limit: Duration) -> Result<(), AgentError> {
+        match self.events.recv_timeout(limit) {
+                Ok(Report::Ready { .. }) => return Ok(()),
+                Ok(Report::Failed { reason }) => return Err(AgentError::PageServer { reason }),
+                Ok(other) => return Err(failed(&format!("it said {other:?} before it was ready"))),
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(failed(&format!("it was not ready after {} s", limit.as_secs())));
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(failed("it ended before it was ready")),
+            }
+    }
+
+    /// Waits until every page is in the restored tree.
+    ///
+    /// # Errors
+    /// When pages can never come; the tree is dead then.
+    pub fn resident(&self) -> Result<ServerStats, AgentError> {
+        match self.events.recv() {
+            Ok(Report::Resident(stats)) => Ok(stats),
+            Ok(Report::Gone(_)) => Err(failed("the tree ended before its last page had arrived")),
+            Ok(Report::Failed { reason }) => Err(AgentError::PageServer { reason }),
+            Ok(other) => Err(failed(&format!("it said {other:?} out of turn"))),
+            Err(_) => Err(failed("it died; its guardian ends the tree, so that no missing page turns into zeros")),
+        }
+    }
+
+    /// Ends it; only for a restore that did not happen.
+    pub fn abandon(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn failed(reason: &str) -> AgentError {
+    AgentError::PageServer { reason: reason.to_owned() }
+}
+
+/// Reads its reports on a thread, so that waiting for one can have a limit.
+fn follow(output: ChildStdout) -> Receiver<Report> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            match serde_json::from_str(&line) {
+                Ok(event) => drop(sender.send(event)),
+                Err(error) => tracing::warn!(line, %error, "the page server said something unknown"),
+            }
+        }
+    });
+    receiver
+}

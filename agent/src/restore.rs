@@ -1,0 +1,332 @@
+//! The restore pipeline: a committed checkpoint becomes a running tree.
+//!
+//! Two strategies share everything but where the pages come from:
+//! - *lazy-storage*: a page server process listens before CRIU starts; the tree runs as soon as CRIU has rebuilt it, and
+//!   its pages arrive on demand and in the background.
+//! - *full*: all pages are fetched into CRIU's images on tmpfs first; no userfaultfd, no page server, twice the memory
+//!   for the time of the restore.
+//!
+//! A restore never changes the checkpoint. If it fails, whatever CRIU had built is ended: a tree either runs with all of
+//! its memory, or not at all.
+
+use std::{
+    fs,
+    io::{BufWriter, Write},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use criu_rpc::{
+    ImageDir, PageObject, RestoreOptions, images::PagemapEntry,
+};
+use lazy_pages::{
+    catalog::{Catalog, CatalogError},
+    format::{Manifest, MemoryMap, ObjectId},
+    ids::{AppId, CheckpointId},
+    reader::{Checkpoint, Pages, ReadError},
+    units::PAGE_SIZE,
+};
+use nix::{
+    sys::{
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, waitpid},
+    },
+    unistd::Pid,
+};
+use serde::Serialize;
+
+use crate::{
+    agent::Agent,
+    error::AgentError,
+    host,
+    page_server::{Log, PageServerProcess},
+    progress::{Progress, Stage},
+    tree,
+    workdir::WorkDir,
+};
+
+/// How long the page server may take to fetch a checkpoint's metadata and the pages that cannot be lazy.
+const PAGE_SERVER_START: Duration = Duration::from_secs(300);
+
+/// A task that was just ended still owns its pid until its parent collects it; init may take more than a second.
+const COLLECT: Duration = Duration::from_secs(5);
+
+/// Large enough that a full restore makes few system calls.
+const WRITE_BUFFER: usize = 1 << 20;
+
+/// Where the pages of a restored tree come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strategy {
+    /// Storage, all of them before the process runs.
+    Full,
+    /// Storage, on demand.
+    LazyStorage,
+}
+
+impl FromStr for Strategy {
+    type Err = AgentError;
+
+    fn from_str(text: &str) -> Result<Self, AgentError> {
+        match text {
+            "full" => Ok(Self::Full),
+            "lazy-storage" => Ok(Self::LazyStorage),
+            _ => Err(AgentError::Usage(format!("`{text}` is no strategy: full or lazy-storage"))),
+        }
+    }
+}
+
+/// What to restore, and how.
+#[derive(Debug)]
+pub struct RestoreRequest {
+    /// Whose checkpoint.
+    pub app: AppId,
+    /// Which one; the newest if `None`.
+    pub checkpoint: Option<CheckpointId>,
+    /// Where the pages come from.
+    pub strategy: Strategy,
+    /// What takes the place of pipes and terminals at standard input, output and error.
+    pub stdio: [OwnedFd; 3],
+    /// A program whose `page-server` subcommand serves pages, as `migration-agent`'s does.
+    pub page_server: PathBuf,
+    /// Where the page server's log goes; to standard error if `None`.
+    pub page_server_log: Option<PathBuf>,
+    /// Restore established TCP connections.
+    pub tcp_established: bool,
+}
+
+/// A tree that runs.
+#[derive(Debug)]
+pub struct Restored {
+    /// The checkpoint it came from.
+    pub checkpoint: CheckpointId,
+    /// Its root.
+    pub pid: u32,
+    /// Where its pages come from.
+    pub strategy: Strategy,
+    /// From the start of the restore until the tree ran.
+    pub resume: Duration,
+    started: Instant,
+    fetched_bytes: u64,
+    page_server: Option<PageServerProcess>,
+}
+
+/// A restore all of whose pages are in memory.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Residency {
+    /// From the start of the restore until the last page was there, in milliseconds.
+    pub resident_ms: f64,
+    /// Page faults that waited for the page server.
+    pub faults: u64,
+    /// Bytes of page data fetched from the store.
+    pub fetched_bytes: u64,
+}
+
+impl Restored {
+    /// Waits until every page is in memory.
+    ///
+    /// # Errors
+    /// When pages could not be had; the tree is dead then.
+    pub fn wait_resident(&mut self) -> Result<Residency, AgentError> {
+        let Some(page_server) = &self.page_server else {
+            let resident_ms = self.resume.as_secs_f64() * 1e3;
+            return Ok(Residency { resident_ms, faults: 0, fetched_bytes: self.fetched_bytes });
+        };
+        let stats = page_server.resident()?;
+        Ok(Residency {
+            resident_ms: self.started.elapsed().as_secs_f64() * 1e3,
+            faults: stats.faults,
+            fetched_bytes: stats.fetched_bytes,
+        })
+    }
+}
+
+impl Agent {
+    /// Restores a checkpoint. The tree's root becomes a child of the nearest subreaper, this process if it is one.
+    ///
+    /// # Errors
+    /// Any; then nothing of the tree runs, and the checkpoint is as it was.
+    pub fn restore(&self, request: RestoreRequest, progress: &Progress) -> Result<Restored, AgentError> {
+        let started = Instant::now();
+        progress.enter(Stage::Preparing);
+        let criu = self.criu()?;
+        let id = self.resolve(&request.app, request.checkpoint)?;
+        let checkpoint = self.open(&request.app, id)?;
+        let manifest = checkpoint.manifest();
+        host::refuse_other(&manifest.host, &host::facts(criu.version()?))?;
+        refuse_taken_pids(manifest)?;
+        let work = WorkDir::create(self.work_parent.as_deref())?;
+        let images = work.images();
+
+        progress.enter(Stage::Fetching);
+        let mut fetched_bytes = 0;
+        let page_server = match request.strategy {
+            Strategy::Full => {
+                fetched_bytes = self.fetch_everything(&checkpoint, &images, progress)?;
+                None
+            }
+            Strategy::LazyStorage => {
+                if !criu.features()?.lazy_pages {
+                    return Err(AgentError::NoUserfaultfd);
+                }
+                let log = request.page_server_log.as_deref().map_or(Log::Inherit, Log::File);
+                let server =
+                    PageServerProcess::start(&request.page_server, &self.store_url, &request.app, id, &images, &log)?;
+                server.ready(PAGE_SERVER_START)?;
+                Some(server)
+            }
+        };
+
+        progress.enter(Stage::Restoring);
+        let mut options = RestoreOptions::new(&images)
+            .lazy_pages(page_server.is_some())
+            .tcp_established(request.tcp_established)
+            .shell_job(session_is_outside(&images)?)
+            .file_locks(true)
+            .link_remap(true);
+        for stream in &manifest.streams {
+            if let Some(fd) = request.stdio.get(stream.stdio as usize) {
+                let fd = fd.try_clone().map_err(AgentError::io("cannot duplicate a standard stream"))?;
+                options = options.inherit_fd(stream.key.clone(), fd);
+            }
+        }
+        let restored = match criu.restore(options, &mut |_| Ok(())) {
+            Ok(restored) => restored,
+            Err(error) => {
+                if let Some(server) = page_server {
+                    server.abandon();
+                }
+                end_leftovers(manifest);
+                return Err(error.into());
+            }
+        };
+        let resume = started.elapsed();
+        // A page server that is still reading has a lease of its own.
+        self.release(&checkpoint);
+        progress.enter(Stage::Filling);
+        let strategy = request.strategy;
+        Ok(Restored { checkpoint: id, pid: restored.pid, strategy, resume, started, fetched_bytes, page_server })
+    }
+
+    /// The checkpoint to use: the one named, or the newest.
+    ///
+    /// # Errors
+    /// When the application has none.
+    pub fn resolve(&self, app: &AppId, named: Option<CheckpointId>) -> Result<CheckpointId, AgentError> {
+        match named {
+            Some(id) => Ok(id),
+            None => self.block_on(Catalog::new(Arc::clone(&self.store)).newest(app)).map_err(|error| self.name(error)),
+        }
+    }
+
+    /// Opens a checkpoint for reading. Release its lease when done.
+    ///
+    /// # Errors
+    /// When there is no such checkpoint, or it cannot be used.
+    pub fn open(&self, app: &AppId, id: CheckpointId) -> Result<Checkpoint, AgentError> {
+        self.block_on(Checkpoint::open(Arc::clone(&self.store), app, id)).map_err(|error| match error {
+            ReadError::Catalog(error) => self.name(error),
+            error => error.into(),
+        })
+    }
+
+    /// Gives up the claim on a checkpoint's data.
+    pub fn release(&self, checkpoint: &Checkpoint) {
+        if let Err(error) = self.block_on(checkpoint.lease().release()) {
+            tracing::warn!(%error, "the lease on the checkpoint stays until it expires");
+        }
+    }
+
+    /// An error of the catalog, with the store it happened in.
+    fn name(&self, error: CatalogError) -> AgentError {
+        let store = self.store.describe();
+        match error {
+            CatalogError::NoCheckpoint { app } => AgentError::NoCheckpoint { app, store },
+            CatalogError::UnknownCheckpoint { app, id } => AgentError::UnknownCheckpoint { app, id, store },
+            other => other.into(),
+        }
+    }
+
+    /// Puts a complete set of CRIU images into `images`; gives the bytes fetched.
+    fn fetch_everything(&self, checkpoint: &Checkpoint, images: &Path, progress: &Progress) -> Result<u64, AgentError> {
+        for file in self.block_on(checkpoint.bundle())? {
+            // These page maps are made for a lazy restore.
+            if !file.name.starts_with("pagemap-") {
+                let path = images.join(&file.name);
+                fs::write(&path, &file.content).map_err(AgentError::path("write", path))?;
+            }
+        }
+        let directory = ImageDir::open(images)?;
+        for object in &checkpoint.manifest().objects {
+            directory.write_pagemap(page_object(object.id), object.pages_id, &complete_pagemap(object))?;
+            let file = directory.create_pages(object.pages_id)?;
+            let mut file = BufWriter::with_capacity(WRITE_BUFFER, file);
+            self.block_on(checkpoint.read_object(object.id, Pages::All, |_, bytes| {
+                progress.add_bytes(bytes.len() as u64);
+                file.write_all(bytes)
+            }))?;
+            file.flush().map_err(AgentError::path("write", directory.pages_path(object.pages_id)))?;
+        }
+        Ok(checkpoint.fetched_bytes())
+    }
+}
+
+/// The page map of a complete set of images: everything stored, and zero pages of areas that would otherwise show a file.
+fn complete_pagemap(object: &MemoryMap) -> Vec<PagemapEntry> {
+    let mut entries: Vec<PagemapEntry> = Vec::new();
+    for run in object.runs.iter().filter(|run| Pages::All.include(object, run)) {
+        match entries.last_mut() {
+            Some(last) if last.vaddr + last.pages * PAGE_SIZE as u64 == run.start.get() => last.pages += run.pages,
+            _ => entries.push(PagemapEntry { vaddr: run.start.get(), pages: run.pages, lazy: false, present: true }),
+        }
+    }
+    entries
+}
+
+fn page_object(id: ObjectId) -> PageObject {
+    match id {
+        ObjectId::Task(pid) => PageObject::Task(pid),
+        ObjectId::Shared(id) => PageObject::Shared(id),
+    }
+}
+
+/// Whether the root's session leader is not part of the tree, as with a job of a shell.
+fn session_is_outside(images: &Path) -> Result<bool, AgentError> {
+    let tasks = ImageDir::open(images)?.tasks()?;
+    Ok(tasks.first().is_some_and(|root| tasks.iter().all(|task| task.pid != root.session)))
+}
+
+/// Every pid of the tree must be free: CRIU gives each task its old one.
+fn refuse_taken_pids(manifest: &Manifest) -> Result<(), AgentError> {
+    let deadline = Instant::now() + COLLECT;
+    for task in &manifest.tasks {
+        while let Some(by) = tree::describe(task.pid) {
+            let only_uncollected = !tree::is_alive(task.pid);
+            if !only_uncollected || Instant::now() > deadline {
+                return Err(AgentError::PidTaken { pid: task.pid, by });
+            }
+            // It may be a child of this very process.
+            let _ = waitpid(Pid::from_raw(task.pid as i32), Some(WaitPidFlag::WNOHANG));
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+    Ok(())
+}
+
+/// Ends what a failed restore may have left: tasks with the tree's pids, which were all free when it began, below us.
+fn end_leftovers(manifest: &Manifest) {
+    let ours = std::process::id();
+    for task in &manifest.tasks {
+        let below_us = tree::parent(task.pid)
+            .is_some_and(|parent| parent == ours || manifest.tasks.iter().any(|other| other.pid == parent));
+        if below_us {
+            let pid = Pid::from_raw(task.pid as i32);
+            let _ = kill(pid, Signal::SIGKILL);
+            let _ = waitpid(pid, None);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Where CRIU's metadata images (tens of kilobytes) live while a dump or restore runs. Page data never goes here, except
+//! what a restore must have in memory before the process runs.
+//!
+//! The directory holds secrets of the process, so it is private to root, on tmpfs where there is one, and removed when
+//! the operation ends. One left behind by a program that was killed is removed by the next one to start.
+
+use std::{
+    env, fs,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::error::AgentError;
+
+/// Holds a lock while its owner lives, so that nobody takes it for a leftover.
+const LOCK: &str = "lock";
+
+/// A private directory that is removed on drop.
+#[derive(Debug)]
+pub struct WorkDir {
+    path: PathBuf,
+    _lock: Flock<fs::File>,
+}
+
+impl WorkDir {
+    /// Makes one under `parent`, or where it fits best: `/run` if that is a tmpfs, `/dev/shm`, or the temporary directory.
+    ///
+    /// # Errors
+    /// [`AgentError::WorkDirectory`] when no place can be written.
+    pub fn create(parent: Option<&Path>) -> Result<Self, AgentError> {
+        let candidates = match parent {
+            Some(parent) => vec![parent.to_owned()],
+            None => default_parents(),
+        };
+        let mut refused = Vec::new();
+        for parent in &candidates {
+            match Self::create_in(parent) {
+                Ok(made) => return Ok(made),
+                Err(error) => refused.push(format!("{}: {error}", parent.display())),
+            }
+        }
+        Err(AgentError::WorkDirectory { reason: refused.join("; ") })
+    }
+
+    fn create_in(parent: &Path) -> std::io::Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+        remove_leftovers(parent);
+        let directory = tempfile::Builder::new()
+            .prefix("work-")
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir_in(parent)?;
+        let lock = fs::File::create(directory.path().join(LOCK))?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
+        fs::DirBuilder::new().mode(0o700).create(directory.path().join("images"))?;
+        Ok(Self { path: directory.keep(), _lock: lock })
+    }
+
+    /// An empty directory for CRIU's images.
+    pub fn images(&self) -> PathBuf {
+        self.path.join("images")
+    }
+}
+
+impl Drop for WorkDir {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            tracing::warn!(directory = %self.path.display(), %error, "a work directory stays behind");
+        }
+    }
+}
+
+fn default_parents() -> Vec<PathBuf> {
+    let mut parents = Vec::new();
+    if is_tmpfs(Path::new("/run")) {
+        parents.push(PathBuf::from("/run/migration-agent"));
+    }
+    parents.push(PathBuf::from("/dev/shm/migration-agent"));
+    parents.push(env::temp_dir().join("migration-agent"));
+    parents
+}
+
+/// Whether files there live in memory.
+pub fn is_tmpfs(path: &Path) -> bool {
+    nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
+}
+
+fn remove_leftovers(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if !entry.file_name().to_string_lossy().starts_with("work-") {
+            continue;
+        }
+        // Nobody holds the lock of a directory whose owner is dead. One without a lock file is being made right now.
+        let Ok(lock) = fs::File::open(path.join(LOCK)) else { continue };
+        if Flock::lock(lock, FlockArg::LockExclusiveNonblock).is_ok() {
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leftover_is_removed_and_a_used_one_is_not() {
+        let parent = tempfile::tempdir().unwrap();
+        let used = WorkDir::create(Some(parent.path())).unwrap();
+        let leftover = parent.path().join("work-dead");
+        fs::create_dir(&leftover).unwrap();
+        fs::write(leftover.join(LOCK), "").unwrap();
+
+        let other = WorkDir::create(Some(parent.path())).unwrap();
+
+        assert!(used.images().is_dir());
+        assert!(other.images().is_dir());
+        assert!(!leftover.exists());
+        drop((used, other));
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,287 @@
+//! Dumps of real processes: what is sent is what was there, and whatever fails leaves the process running.
+
+mod common;
+
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{Workload, criu, directory, page_server, private_memory, receive, signal, wait_until};
+use criu_rpc::{
+    Cause, CriuError, DumpOptions, ImageDir, Notification, PageObject, PageStream, PageStreamError,
+    images::DescriptorKind,
+};
+use nix::sys::signal::Signal;
+
+#[test]
+fn every_page_that_arrives_is_what_the_process_held() {
+    let scratch = tempfile::tempdir().unwrap();
+    let images = directory(scratch.path(), "images");
+    let criu = criu();
+    let mut workload = Workload::start(3000, scratch.path(), None);
+    // So that nothing changes between looking and dumping.
+    signal(workload.pid, Signal::SIGSTOP);
+    wait_until("it is stopped", || common::state(workload.pid).contains('T'));
+    let held = private_memory(workload.pid);
+
+    let (socket, receiver) = page_server(criu.version().unwrap(), 0);
+    let mut seen = Vec::new();
+    let options = DumpOptions::new(workload.pid, &images).page_server(socket);
+    criu.dump(options, &mut |notification| {
+        seen.push(notification.clone());
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(seen, [Notification::PreDump, Notification::QueryExternalFiles, Notification::PostDump]);
+    workload.reap();
+    let received = receiver.join().unwrap().unwrap();
+
+    let task = &received[&PageObject::Task(workload.pid)];
+    for (address, (page, _)) in task {
+        assert_eq!(held.get(address), Some(page), "page {address:#x} differs");
+    }
+    let image_dir = ImageDir::open(&images).unwrap();
+    let vmas = image_dir.mm(workload.pid).unwrap().vmas;
+    for (address, page) in &held {
+        let vma = vmas.iter().find(|vma| vma.range().contains(address)).unwrap();
+        match task.get(address) {
+            Some((_, lazy)) => assert_eq!(*lazy, vma.is_lazy(), "page {address:#x}"),
+            // Pages of files that were never written to are still in the files.
+            None if vma.is_lazy() => assert!(page.iter().all(|&byte| byte == 0), "page {address:#x} is lost"),
+            None => {}
+        }
+    }
+    for number in 0..workload.pages {
+        let address = workload.private + number * 4096;
+        assert_eq!(task[&address].0, common::pattern(number, 1));
+    }
+    // The memfd is an object of its own.
+    let shared: Vec<_> =
+        received.iter().filter(|(object, _)| matches!(object, PageObject::Shared(_))).collect();
+    assert_eq!(shared.len(), 1);
+    assert_eq!(shared[0].1.len() as u64, workload.pages);
+    for (offset, (page, lazy)) in shared[0].1 {
+        assert_eq!(page[..], common::pattern(offset / 4096, 2));
+        assert!(!lazy);
+    }
+    assert!(!images.join(format!("pagemap-{}.img", workload.pid)).exists(), "no page touched a file");
+    let statistics = image_dir.dump_statistics().unwrap();
+    assert!(statistics.pages_written as usize >= task.len(), "{statistics:?}");
+}
+
+#[test]
+fn the_images_beside_the_memory_tell_what_the_process_is() {
+    let scratch = tempfile::tempdir().unwrap();
+    let images = directory(scratch.path(), "images");
+    let file = scratch.path().join("data file");
+    fs::write(&file, "12345").unwrap();
+    let criu = criu();
+    let workload = Workload::start(10, scratch.path(), Some(&file));
+    let (socket, receiver) = page_server(criu.version().unwrap(), 0);
+    let options = DumpOptions::new(workload.pid, &images).leave_running(true).page_server(socket);
+    criu.dump(options, &mut |_| Ok(())).unwrap();
+    receiver.join().unwrap().unwrap();
+    workload.assert_runs();
+
+    let images = ImageDir::open(&images).unwrap();
+    assert_eq!(images.inventory().unwrap().image_version, 2);
+    let tasks = images.tasks().unwrap();
+    assert_eq!(tasks.len(), 1);
+    assert_eq!((tasks[0].pid, tasks[0].parent, tasks[0].dead), (workload.pid, None, false));
+    assert_eq!(tasks[0].threads, [workload.pid]);
+    assert_eq!(tasks[0].session, workload.pid);
+    assert_eq!(tasks[0].command, "python3");
+
+    let mm = images.mm(workload.pid).unwrap();
+    let area = |address: u64| mm.vmas.iter().find(|vma| vma.range().contains(&address)).unwrap();
+    assert!(area(workload.private).is_lazy());
+    assert!(!area(workload.shared).is_lazy());
+    let files = images.regular_files().unwrap();
+    let executable = files.iter().find(|file| file.id == mm.executable).unwrap();
+    assert!(executable.path.to_str().unwrap().contains("python3"), "{executable:?}");
+
+    let descriptors = images.descriptors(workload.pid).unwrap();
+    let data = files.iter().find(|entry| entry.path == file).unwrap();
+    assert_eq!(data.size, Some(5));
+    assert!(data.is_writable());
+    assert!(descriptors.iter().any(|entry| entry.file == data.id && entry.kind == DescriptorKind::Regular));
+    let stdin = descriptors.iter().find(|entry| entry.fd == 0).unwrap();
+    assert_eq!(files.iter().find(|file| file.id == stdin.file).unwrap().path.to_str(), Some("/dev/null"));
+    assert_eq!(images.pipes().unwrap(), []);
+}
+
+#[test]
+fn a_status_other_than_zero_leaves_the_process_running() {
+    let scratch = tempfile::tempdir().unwrap();
+    let images = directory(scratch.path(), "images");
+    let criu = criu();
+    let workload = Workload::start(100, scratch.path(), None);
+    let maps = workload.maps();
+    let (socket, receiver) = page_server(criu.version().unwrap(), -5);
+    let options = DumpOptions::new(workload.pid, &images).page_server(socket);
+    let error = criu.dump(options, &mut |_| Ok(())).unwrap_err();
+    assert!(matches!(error, CriuError::Refused(_)), "{error:?}");
+    receiver.join().unwrap().unwrap();
+    workload.assert_runs();
+    assert_eq!(workload.maps(), maps);
+}
+
+#[test]
+fn a_handler_that_fails_in_post_dump_is_the_cause_and_the_process_runs_on() {
+    let scratch = tempfile::tempdir().unwrap();
+    let images = directory(scratch.path(), "images");
+    let criu = criu();
+    let workload = Workload::start(100, scratch.path(), None);
+    let maps = workload.maps();
+    let (socket, receiver) = page_server(criu.version().unwrap(), 0);
+    let options = DumpOptions::new(workload.pid, &images).page_server(socket);
+    let error = criu
+        .dump(options, &mut |notification| match notification {
+            Notification::PostDump => Err("the store is full".into()),
+            _ => Ok(()),
+        })
+        .unwrap_err();
+    match error {
+        CriuError::Handler(source) => assert_eq!(source.to_string(), "the store is full"),
+        other => panic!("{other:?}"),
+    }
+    receiver.join().unwrap().unwrap();
+    workload.assert_runs();
+    assert_eq!(workload.maps(), maps);
+}
+
+#[test]
+fn a_handler_that_panics_leaves_the_process_running() {
+    let scratch = tempfile::tempdir().unwrap();
+    let images = directory(scratch.path(), "images");
+    let workload = Workload::start(100, scratch.path(), None);
+    let maps = workload.maps();
+    let pid = workload.pid;
+    let dump = thread::spawn(move || {
+        criu().dump(DumpOptions::new(pid, &images), &mut |notification| {
+            assert_ne!(*notification, Notification::PostDump, "on purpose");
+            Ok(())
+        })
+    });
+    assert!(dump.join().is_err());
+    workload.assert_runs();
+    assert_eq!(workload.maps(), maps);
+}
+
+#[test]
+fn a_page_server_that_goes_away_leaves_the_process_running() {
+    let scratch = tempfile::tempdir().unwrap();
+    let images = directory(scratch.path(), "images");
+    let criu = criu();
+    let workload = Workload::start(2000, scratch.path(), None);
+    let maps = workload.maps();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let version = criu.version().unwrap();
+    let receiver = thread::spawn(move || {
+        let mut stream = PageStream::new(ours, version);
+        // The first object, and a part of its pages.
+        stream.next().unwrap();
+        stream.next().unwrap();
+        stream.read_pages(&mut [0; 4096]).unwrap();
+    });
+    let error =
+        criu.dump(DumpOptions::new(workload.pid, &images).page_server(theirs), &mut |_| Ok(())).unwrap_err();
+    assert!(matches!(error, CriuError::Refused(_)), "{error:?}");
+    receiver.join().unwrap();
+    workload.assert_runs();
+    assert_eq!(workload.maps(), maps);
+}
+
+#[test]
+fn a_page_server_that_never_reads_meets_the_deadline() {
+    let scratch = tempfile::tempdir().unwrap();
+    let images = directory(scratch.path(), "images");
+    let criu = criu();
+    criu.version().unwrap();
+    let workload = Workload::start(2000, scratch.path(), None);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let options =
+        DumpOptions::new(workload.pid, &images).page_server(theirs).deadline(Duration::from_secs(1));
+    let started = Instant::now();
+    let error = criu.dump(options, &mut |_| Ok(())).unwrap_err();
+    assert!(matches!(error, CriuError::Deadline { .. }), "{error:?}");
+    assert!(started.elapsed() < Duration::from_secs(12));
+    drop(ours);
+    workload.assert_runs();
+}
+
+#[test]
+fn time_spent_in_the_handler_does_not_count() {
+    let scratch = tempfile::tempdir().unwrap();
+    let images = directory(scratch.path(), "images");
+    let workload = Workload::start(10, scratch.path(), None);
+    let options =
+        DumpOptions::new(workload.pid, &images).leave_running(true).deadline(Duration::from_secs(3));
+    let frozen = Arc::new(Mutex::new(0));
+    criu()
+        .dump(options, &mut |notification| {
+            if *notification == Notification::PostDump {
+                *frozen.lock().unwrap() = workload.count();
+                thread::sleep(Duration::from_secs(4));
+                assert_eq!(workload.count(), *frozen.lock().unwrap(), "it is frozen meanwhile");
+            }
+            Ok(())
+        })
+        .unwrap();
+    workload.assert_runs();
+}
+
+#[test]
+fn a_process_that_does_not_exist_is_named() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    child.wait().unwrap();
+    let error = criu().dump(DumpOptions::new(child.id(), scratch.path()), &mut |_| Ok(())).unwrap_err();
+    assert_eq!(error.cause(), Some(&Cause::NoSuchProcess { pid: child.id() }), "{error:?}");
+    assert!(error.hint().is_some());
+}
+
+#[test]
+fn an_image_directory_that_does_not_exist_is_named() {
+    let scratch = tempfile::tempdir().unwrap();
+    let workload = Workload::start(1, scratch.path(), None);
+    let missing = scratch.path().join("missing");
+    let error = criu().dump(DumpOptions::new(workload.pid, &missing), &mut |_| Ok(())).unwrap_err();
+    assert!(matches!(error.cause(), Some(Cause::ImageDirectory { .. })), "{error:?}");
+    workload.assert_runs();
+}
+
+#[test]
+fn a_process_in_a_foreign_session_is_refused_with_a_hint() {
+    let scratch = tempfile::tempdir().unwrap();
+    // Shares the session of this test.
+    let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let error = criu().dump(DumpOptions::new(child.id(), scratch.path()), &mut |_| Ok(())).unwrap_err();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let cause = error.cause();
+    assert!(matches!(cause, Some(Cause::SessionOutside { .. } | Cause::Terminal { .. })), "{error:?}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("setsid")));
+}
+
+#[test]
+fn a_stream_read_with_the_layout_of_another_version_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let images = directory(scratch.path(), "images");
+    let criu = criu();
+    let wrong = match criu.version().unwrap() {
+        version if version >= criu_rpc::Version::WIDE_PAGE_COUNTS => criu_rpc::Version::MINIMUM,
+        _ => criu_rpc::Version::WIDE_PAGE_COUNTS,
+    };
+    let workload = Workload::start(10, scratch.path(), None);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let receiver = thread::spawn(move || receive(&mut PageStream::new(ours, wrong)).map(drop));
+    criu.dump(DumpOptions::new(workload.pid, &images).page_server(theirs), &mut |_| Ok(())).unwrap_err();
+    let error = receiver.join().unwrap().unwrap_err();
+    assert!(!matches!(error, PageStreamError::Io(_)), "{error:?}");
+    workload.assert_runs();
+}

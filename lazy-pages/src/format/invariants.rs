@@ -1,0 +1,239 @@
+//! The rules of a manifest as named predicates. [`check`] runs them all: after a manifest is decoded, before one is
+//! encoded. A manifest that breaks one is never used and never written.
+
+use std::collections::HashSet;
+
+use crate::{
+    format::{
+        Codec, FRAME_PAGES, Manifest, MemoryMap, ObjectId, Run, Source,
+        hash::PageHash,
+        manifest::{FrameIndex, ManifestError},
+    },
+    ids::PackId,
+    units::VirtAddr,
+};
+
+/// Page numbers end here, so that the address after the last page still fits 64 bits.
+pub const MAX_PAGE: u64 = (1 << 52) - 1;
+
+/// Bytes in a pack at most; also keeps every offset far from overflow.
+pub const MAX_PACK: u64 = 1 << 32;
+
+/// Characters in any text of a manifest: kernel release, CPU flag, command, stream key.
+pub const MAX_TEXT: usize = 4096;
+
+type Rule = Result<(), String>;
+
+/// Every rule, over the whole manifest.
+///
+/// # Errors
+/// [`ManifestError::Invalid`] naming the first rule that is broken, and where.
+pub fn check(manifest: &Manifest) -> Result<(), ManifestError> {
+    let rules = || -> Rule {
+        packs_are_sorted_and_used(manifest)?;
+        frames_are_sorted_and_inside_their_packs(manifest)?;
+        tasks_form_a_tree(manifest)?;
+        live_tasks_and_only_they_have_memory(manifest)?;
+        let mut used = vec![false; manifest.frames.len()];
+        for object in &manifest.objects {
+            let mut rules = || -> Rule {
+                vmas_are_sorted(object)?;
+                runs_are_sorted(object)?;
+                runs_and_vmas_agree(object)?;
+                stored_runs_are_inside_their_frames(object, manifest, &mut used)
+            };
+            rules().map_err(|broken| format!("{:?}: {broken}", object.id))?;
+        }
+        if let Some(unused) = used.iter().position(|used| !used) {
+            return Err(format!("no run refers to frame {unused}"));
+        }
+        hashes_cover_stored_pages(manifest)?;
+        texts_are_short(manifest)
+    };
+    rules().map_err(ManifestError::Invalid)
+}
+
+/// Packs ascend by id, are not empty nor absurdly large, and every one holds a frame.
+pub fn packs_are_sorted_and_used(manifest: &Manifest) -> Rule {
+    if !manifest.packs.is_sorted_by(|a, b| a.id < b.id) {
+        return Err("packs are not in ascending order".into());
+    }
+    let mut frames = manifest.frames.iter().peekable();
+    for pack in &manifest.packs {
+        if pack.length == 0 || pack.length > MAX_PACK {
+            return Err(format!("pack {} has {} bytes", pack.id, pack.length));
+        }
+        if frames.peek().is_none_or(|frame| frame.pack != pack.id) {
+            return Err(format!("pack {} holds no frame", pack.id));
+        }
+        while frames.next_if(|frame| frame.pack == pack.id).is_some() {}
+    }
+    match frames.next() {
+        Some(stray) => Err(format!("pack {} of a frame is unknown or out of order", stray.pack)),
+        None => Ok(()),
+    }
+}
+
+/// Within a pack frames ascend and do not overlap; the last one ends inside the pack; sizes fit page count and codec.
+pub fn frames_are_sorted_and_inside_their_packs(manifest: &Manifest) -> Rule {
+    if manifest.frames.len() > u32::MAX as usize {
+        return Err("more frames than can be numbered".into());
+    }
+    let mut end_of_last: Option<(PackId, u64)> = None;
+    for (index, frame) in manifest.frames.iter().enumerate() {
+        let plain = frame.plain_length() as u64;
+        let stored = u64::from(frame.stored_length);
+        let sound = match frame.codec {
+            Codec::None => stored == plain,
+            Codec::Lz4 | Codec::Zstd => 0 < stored && stored < plain,
+        };
+        if frame.pages == 0 || frame.pages as usize > FRAME_PAGES || !sound {
+            return Err(format!("frame {index} of {} pages takes {stored} bytes", frame.pages));
+        }
+        let floor = end_of_last.filter(|(pack, _)| *pack == frame.pack).map_or(0, |(_, end)| end);
+        if frame.offset < floor || frame.offset > MAX_PACK {
+            return Err(format!("frame {index} overlaps the one before it"));
+        }
+        end_of_last = Some((frame.pack, frame.stored_end()));
+        let pack = manifest.packs.binary_search_by_key(&frame.pack, |pack| pack.id);
+        if pack.is_ok_and(|at| frame.stored_end() > manifest.packs[at].length) {
+            return Err(format!("frame {index} ends after its pack"));
+        }
+    }
+    Ok(())
+}
+
+/// There is a task; pids are unique and not zero; every task but the first comes after its parent.
+pub fn tasks_form_a_tree(manifest: &Manifest) -> Rule {
+    let mut seen = HashSet::new();
+    for task in &manifest.tasks {
+        if task.pid == 0 || (!seen.is_empty() && !seen.contains(&task.parent_pid)) {
+            return Err(format!("task {} comes before its parent {}", task.pid, task.parent_pid));
+        }
+        if !seen.insert(task.pid) {
+            return Err(format!("task {} is there twice", task.pid));
+        }
+    }
+    if seen.is_empty() { Err("there is no task".into()) } else { Ok(()) }
+}
+
+/// Every live task has exactly one memory map, no other has one; no object and no `pages_id` is there twice.
+pub fn live_tasks_and_only_they_have_memory(manifest: &Manifest) -> Rule {
+    let mut missing: HashSet<u32> =
+        manifest.tasks.iter().filter(|task| !task.dead).map(|task| task.pid).collect();
+    let mut shared = HashSet::new();
+    let mut pages_ids = HashSet::new();
+    for object in &manifest.objects {
+        let expected = match object.id {
+            ObjectId::Task(pid) => missing.remove(&pid),
+            ObjectId::Shared(id) => shared.insert(id),
+        };
+        if !expected {
+            return Err(format!("{:?} is there twice, or is no live task", object.id));
+        }
+        if !pages_ids.insert(object.pages_id) {
+            return Err(format!("pages id {} is there twice", object.pages_id));
+        }
+    }
+    match missing.into_iter().min() {
+        Some(pid) => Err(format!("live task {pid} has no memory")),
+        None => Ok(()),
+    }
+}
+
+/// Areas ascend, are not empty and do not overlap; shared objects have none.
+pub fn vmas_are_sorted(object: &MemoryMap) -> Rule {
+    if matches!(object.id, ObjectId::Shared(_)) && !object.vmas.is_empty() {
+        return Err("a shared object has areas".into());
+    }
+    let mut floor = VirtAddr::default();
+    for vma in &object.vmas {
+        if vma.start < floor || vma.end <= vma.start || vma.end.page() > MAX_PAGE {
+            return Err(format!("area {}-{} is empty or overlaps another", vma.start, vma.end));
+        }
+        floor = vma.end;
+    }
+    Ok(())
+}
+
+/// Runs ascend, are not empty, do not overlap and stay inside the address range.
+pub fn runs_are_sorted(object: &MemoryMap) -> Rule {
+    let mut floor = 0;
+    for run in &object.runs {
+        let start = run.start.page();
+        let end = start.checked_add(run.pages).filter(|end| *end <= MAX_PAGE);
+        match end {
+            Some(end) if run.pages > 0 && start >= floor => floor = end,
+            _ => return Err(format!("the run at {} is empty or overlaps another", run.start)),
+        }
+    }
+    Ok(())
+}
+
+/// No run crosses the edge of an area, every page of every area is in a run, and stored pages outside of all areas are
+/// eager, since nothing would ever serve them. Needs [`vmas_are_sorted`] and [`runs_are_sorted`].
+pub fn runs_and_vmas_agree(object: &MemoryMap) -> Rule {
+    let outside = |run: &Run| match run.source {
+        Source::Stored { eager: false, .. } => Err(format!("nothing would restore the run at {}", run.start)),
+        _ => Ok(()),
+    };
+    let mut runs = object.runs.iter().peekable();
+    for vma in &object.vmas {
+        while let Some(run) = runs.next_if(|run| run.start < vma.start) {
+            if run.end() > vma.start {
+                return Err(format!("the run at {} crosses the start of an area", run.start));
+            }
+            outside(run)?;
+        }
+        let mut covered = vma.start;
+        while let Some(run) = runs.next_if(|run| run.start < vma.end) {
+            if run.start != covered {
+                return Err(format!("nothing is said about {covered}"));
+            }
+            covered = run.end();
+        }
+        if covered != vma.end {
+            return Err(format!("nothing is said about {covered}, or the run before it leaves its area"));
+        }
+    }
+    runs.try_for_each(outside)
+}
+
+/// Stored runs lie inside the frame they name. Marks those frames in `used`. Needs [`runs_are_sorted`].
+pub fn stored_runs_are_inside_their_frames(object: &MemoryMap, manifest: &Manifest, used: &mut [bool]) -> Rule {
+    for run in &object.runs {
+        let Source::Stored { frame: FrameIndex(index), first, .. } = run.source else { continue };
+        let Some(frame) = manifest.frames.get(index as usize) else {
+            return Err(format!("the run at {} is in frame {index}, which does not exist", run.start));
+        };
+        if u64::from(first) + run.pages > u64::from(frame.pages) {
+            return Err(format!("the run at {} is not inside frame {index}", run.start));
+        }
+        used[index as usize] = true;
+    }
+    Ok(())
+}
+
+/// The hashes object has one hash for each stored page.
+pub fn hashes_cover_stored_pages(manifest: &Manifest) -> Rule {
+    let expected = manifest.stored_pages() * PageHash::BYTES as u64;
+    if manifest.page_hashes.length != expected {
+        return Err(format!("hashes take {} bytes, not {expected}", manifest.page_hashes.length));
+    }
+    Ok(())
+}
+
+/// Texts have at most [`MAX_TEXT`] bytes; streams name one of the three standard descriptors.
+pub fn texts_are_short(manifest: &Manifest) -> Rule {
+    let host = &manifest.host;
+    let texts = [&host.kernel, &host.architecture].into_iter().chain(&host.cpu_features);
+    let texts = texts.chain(manifest.tasks.iter().map(|task| &task.command));
+    let mut texts = texts.chain(manifest.streams.iter().map(|stream| &stream.key));
+    if texts.any(|text| text.len() > MAX_TEXT) {
+        return Err(format!("a text has more than {MAX_TEXT} bytes"));
+    }
+    match manifest.streams.iter().find(|stream| stream.stdio > 2 || stream.key.is_empty()) {
+        Some(stream) => Err(format!("stream `{}` stands for descriptor {}", stream.key, stream.stdio)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,89 @@
+//! Names of objects in a store. Every key of an application starts with its identity and a slash, so that no
+//! application can reach another one's objects.
+
+use std::str::FromStr;
+
+use crate::ids::{AppId, CheckpointId, LeaseId, PackId};
+
+/// The commit record; a checkpoint exists if and only if this object does.
+pub fn manifest(app: &AppId, id: CheckpointId) -> String {
+    format!("{app}/checkpoints/{id}/manifest")
+}
+
+/// CRIU's images other than pages.
+pub fn bundle(app: &AppId, id: CheckpointId) -> String {
+    format!("{app}/checkpoints/{id}/bundle")
+}
+
+/// Hashes of all stored pages.
+pub fn hashes(app: &AppId, id: CheckpointId) -> String {
+    format!("{app}/checkpoints/{id}/hashes")
+}
+
+/// Frames.
+pub fn pack(app: &AppId, id: PackId) -> String {
+    format!("{app}/packs/{id}")
+}
+
+/// A claim on a checkpoint's data.
+pub fn lease(app: &AppId, id: LeaseId) -> String {
+    format!("{app}/leases/{id}")
+}
+
+/// What the keys of all objects of all checkpoints start with.
+pub fn checkpoints(app: &AppId) -> String {
+    format!("{app}/checkpoints/")
+}
+
+/// What the keys of all packs start with.
+pub fn packs(app: &AppId) -> String {
+    format!("{app}/packs/")
+}
+
+/// What the keys of all leases start with.
+pub fn leases(app: &AppId) -> String {
+    format!("{app}/leases/")
+}
+
+/// The application whose checkpoint's manifest has this key; `None` for any other object.
+pub fn app_of_manifest(key: &str) -> Option<AppId> {
+    let app = key.rsplitn(4, '/').nth(3)?;
+    // `AppId` completes short names; only full ones are keys.
+    let app = AppId::from_str(app).ok().filter(|parsed| parsed.as_str() == app)?;
+    let (_, "manifest") = checkpoint_part(&checkpoints(&app), key)? else { return None };
+    Some(app)
+}
+
+/// The checkpoint that owns the object with this key and the object's role, given that `prefix` is [`checkpoints`].
+pub fn checkpoint_part<'k>(prefix: &str, key: &'k str) -> Option<(CheckpointId, &'k str)> {
+    let (id, part) = key.strip_prefix(prefix)?.split_once('/')?;
+    let parsed: CheckpointId = id.parse().ok()?;
+    // ULIDs can be spelled in more than one way, keys cannot.
+    (parsed.to_string() == id).then_some((parsed, part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_manifests_of_full_names_tell_an_application() {
+        let id = CheckpointId::new();
+        for name in ["a/b/c", "a/b/checkpoints", "checkpoints/checkpoints/manifest"] {
+            let app: AppId = name.parse().unwrap();
+            assert_eq!(app_of_manifest(&manifest(&app, id)), Some(app));
+        }
+        let app: AppId = "a/b/c".parse().unwrap();
+        assert_eq!(app_of_manifest(&bundle(&app, id)), None);
+        assert_eq!(app_of_manifest(&format!("c/checkpoints/{id}/manifest")), None);
+        assert_eq!(app_of_manifest(&format!("{app}/checkpoints/x/manifest")), None);
+    }
+
+    #[test]
+    fn parts_of_checkpoints_are_told_from_their_keys() {
+        let app: AppId = "web".parse().unwrap();
+        let id = CheckpointId::new();
+        assert_eq!(checkpoint_part(&checkpoints(&app), &hashes(&app, id)), Some((id, "hashes")));
+        assert_eq!(checkpoint_part(&checkpoints(&app), &pack(&app, PackId::new())), None);
+    }
+}

@@ -1,0 +1,99 @@
+//! Writing the image directory from which stock CRIU restores a checkpoint lazily: all images of the bundle, and for each
+//! memory object a `pages-<n>.img` with only the pages that must be there before a process runs. The bundle's pagemap
+//! images describe exactly these; every other page comes from the page server.
+//!
+//! What always holds: the directory was empty before and no file is overwritten. On an error, what was written stays
+//! there, and the directory is of no use. It is meant to be a tmpfs; nothing is synced to a disk.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, BufWriter, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use crate::reader::{Checkpoint, Pages, ReadError};
+
+/// What was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Materialized {
+    /// How many files.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Why the directory could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MaterializeError {
+    /// There are files in it already, which CRIU could take for images.
+    #[error("{} is not empty", .0.display())]
+    NotEmpty(PathBuf),
+    /// The operating system refused to write.
+    #[error("{} cannot be written", path.display())]
+    Write {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The checkpoint cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// Writes the images of `checkpoint` for a lazy restore into `directory`, which is made if it is missing. Only the user
+/// of this process may read them: they hold memory.
+///
+/// # Errors
+/// When the directory is not empty or cannot be written, or the checkpoint cannot be read.
+pub async fn materialize_lazy(
+    checkpoint: &Checkpoint,
+    directory: &Path,
+) -> Result<Materialized, MaterializeError> {
+    prepare(directory)?;
+    let mut written = Materialized::default();
+    for file in checkpoint.bundle().await? {
+        let path = directory.join(&file.name);
+        let save = || create(&path)?.write_all(&file.content);
+        save().map_err(|source| MaterializeError::Write { path: path.clone(), source })?;
+        written.files += 1;
+        written.bytes += file.content.len() as u64;
+    }
+    for object in &checkpoint.manifest().objects {
+        let path = directory.join(format!("pages-{}.img", object.pages_id));
+        let failed = |source| MaterializeError::Write { path: path.clone(), source };
+        let mut file = BufWriter::with_capacity(256 << 10, create(&path).map_err(failed)?);
+        let mut bytes = 0;
+        let read = checkpoint.read_object(object.id, Pages::Eager, |_, pages| {
+            bytes += pages.len() as u64;
+            file.write_all(pages)
+        });
+        match read.await {
+            Err(ReadError::Sink(source)) => return Err(failed(source)),
+            other => other?,
+        }
+        file.flush().map_err(failed)?;
+        written.files += 1;
+        written.bytes += bytes;
+    }
+    Ok(written)
+}
+
+fn prepare(directory: &Path) -> Result<(), MaterializeError> {
+    let failed = |source| MaterializeError::Write { path: directory.to_owned(), source };
+    match fs::read_dir(directory) {
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => Err(MaterializeError::NotEmpty(directory.to_owned())),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}

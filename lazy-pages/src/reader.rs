@@ -1,0 +1,373 @@
+//! Reading a checkpoint.
+//!
+//! What always holds:
+//! - No byte comes out that was not checked against the manifest: pages only as [`VerifiedFrame`]s, the bundle by its hash.
+//! - An open checkpoint holds a lease, so its packs are not deleted; release it when all is read.
+//! - Memory is bounded whatever the size of the checkpoint: requests of at most [`MAX_REQUEST`] bytes, of which at most
+//!   [`REQUESTS_AHEAD`] are under way for a caller.
+//! - Dropping a future stops the requests it started.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::task::JoinHandle;
+
+use crate::{
+    catalog::{Catalog, CatalogError, Lease},
+    format::{
+        FRAME_PAGES, FrameEntry, FrameError, Manifest, MemoryMap, ObjectId, PageHash, Run, Source, VerifiedFrame, bundle,
+        keys,
+    },
+    ids::{AppId, CheckpointId, PackId},
+    store::{ObjectStore, StoreError},
+    units::PAGE_SIZE,
+};
+
+/// Bytes of one request: enough that its round trip hardly counts, small enough for several at a time.
+const MAX_REQUEST: u64 = 4 << 20;
+
+/// Requests under way for one caller; with [`MAX_REQUEST`], enough to fill a link of 300 MB/s at 60 MB/s a connection.
+const REQUESTS_AHEAD: usize = 8;
+
+/// Bytes of no use between two wanted frames that are fetched with them rather than in two requests.
+const MAX_GAP: u64 = 64 << 10;
+
+static ZEROS: [u8; FRAME_PAGES * PAGE_SIZE] = [0; FRAME_PAGES * PAGE_SIZE];
+
+/// An existing checkpoint.
+#[derive(Debug)]
+pub struct Checkpoint {
+    store: Arc<dyn ObjectStore>,
+    manifest: Arc<Manifest>,
+    lease: Lease,
+    fetched: Arc<AtomicU64>,
+}
+
+/// Which pages of an object to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// Those that must be in memory before the process runs.
+    Eager,
+    /// All that a complete set of images holds: the eager ones and every other stored page. Zero pages of lazy-capable
+    /// areas and of shared objects are not among them, since that memory is zero when it is made.
+    All,
+}
+
+impl Pages {
+    /// Whether `run` of `object` is among them.
+    pub fn include(self, object: &MemoryMap, run: &Run) -> bool {
+        object.is_eager(run) || (self == Self::All && run.source != Source::Zero)
+    }
+}
+
+impl Checkpoint {
+    /// Opens checkpoint `id` of `app`: takes a lease, then reads the manifest.
+    ///
+    /// # Errors
+    /// When there is no such checkpoint, its manifest cannot be used, or the store fails.
+    pub async fn open(store: Arc<dyn ObjectStore>, app: &AppId, id: CheckpointId) -> Result<Self, ReadError> {
+        let lease = Lease::acquire(store.clone(), app, id).await?;
+        match Catalog::new(store.clone()).load_manifest(app, id).await {
+            Ok(manifest) => Ok(Self { store, manifest: Arc::new(manifest), lease, fetched: Arc::default() }),
+            Err(error) => {
+                // What counts is why it cannot be opened; the lease dies of age if it has to.
+                drop(lease.release().await);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Its manifest.
+    pub fn manifest(&self) -> &Arc<Manifest> {
+        &self.manifest
+    }
+
+    /// The claim on its packs.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// Bytes read from the store so far, the manifest excepted.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
+    }
+
+    /// CRIU's images other than pages.
+    ///
+    /// # Errors
+    /// When the bundle is missing or not what was stored.
+    pub async fn bundle(&self) -> Result<Vec<bundle::File>, ReadError> {
+        let (app, id) = (&self.manifest.app, self.manifest.id);
+        let blob = self.manifest.bundle;
+        let bytes = self.store.get(&keys::bundle(app, id), blob.length).await?;
+        self.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        if !blob.matches(&bytes) {
+            return Err(ReadError::BundleChanged);
+        }
+        Ok(bundle::unpack(&bytes)?)
+    }
+
+    /// The hash of every stored page, in the order of objects and their runs.
+    ///
+    /// # Errors
+    /// When the hashes are missing or not what was stored.
+    pub async fn page_hashes(&self) -> Result<Vec<PageHash>, ReadError> {
+        let (app, id) = (&self.manifest.app, self.manifest.id);
+        let blob = self.manifest.page_hashes;
+        let bytes = self.store.get(&keys::hashes(app, id), blob.length).await?;
+        self.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        if !blob.matches(&bytes) {
+            return Err(ReadError::HashesChanged);
+        }
+        let (hashes, _) = bytes.as_chunks::<{ PageHash::BYTES }>();
+        Ok(hashes.iter().copied().map(PageHash).collect())
+    }
+
+    /// The frames with these numbers, in order. Neighbours are fetched together.
+    ///
+    /// # Errors
+    /// When a frame is missing or not what was stored, or there are not that many.
+    pub async fn fetch_frames(&self, frames: Range<u32>) -> Result<Vec<VerifiedFrame>, ReadError> {
+        let known = self.manifest.frames.len();
+        if frames.end as usize > known {
+            return Err(ReadError::NoSuchFrame { frame: frames.end.saturating_sub(1), known });
+        }
+        let mut fetched = Vec::with_capacity(frames.len());
+        let mut ahead = self.fetch_in_order(frames);
+        while let Some(batch) = ahead.next().await? {
+            for arrived in batch {
+                fetched.push(arrived.frame?);
+            }
+        }
+        Ok(fetched)
+    }
+
+    /// Gives pages of `object` to `sink`, ascending, in stretches of at most a frame. Meant for a thread that may block:
+    /// `sink` runs in between requests.
+    ///
+    /// # Errors
+    /// When a page is missing or not what was stored, the object is unknown, or `sink` fails.
+    pub async fn read_object(
+        &self,
+        object: ObjectId,
+        pages: Pages,
+        mut sink: impl FnMut(Run, &[u8]) -> io::Result<()>,
+    ) -> Result<(), ReadError> {
+        let map = self.manifest.object(object).ok_or(ReadError::NoSuchObject(object))?;
+        let wanted = || map.runs.iter().filter(|run| pages.include(map, run));
+        // Frames in the order of first use, and how often each is used: pages that changed since the parent was made
+        // interrupt the pages of its frames, so a frame may be needed again a few runs later.
+        let mut order = Vec::new();
+        let mut uses: HashMap<u32, u32> = HashMap::new();
+        for run in wanted() {
+            if let Source::Stored { frame, .. } = run.source {
+                let count = uses.entry(frame.0).or_insert(0);
+                if *count == 0 {
+                    order.push(frame.0);
+                }
+                *count += 1;
+            }
+        }
+        let mut ahead = self.fetch_in_order(order);
+        let mut here: HashMap<u32, VerifiedFrame> = HashMap::new();
+        for run in wanted() {
+            let Source::Stored { frame, first, .. } = run.source else {
+                for stretch in stretches(*run) {
+                    sink(stretch, &ZEROS[..stretch.pages as usize * PAGE_SIZE])?;
+                }
+                continue;
+            };
+            while !here.contains_key(&frame.0) {
+                // The order holds every frame of every run, so there is one more.
+                let batch = ahead.next().await?.ok_or(ReadError::Stopped)?;
+                for arrived in batch {
+                    here.insert(arrived.number, arrived.frame?);
+                }
+            }
+            if let Some(bytes) = here.get(&frame.0) {
+                sink(*run, bytes.pages(first, run.pages))?;
+            }
+            if let Some(left) = uses.get_mut(&frame.0) {
+                *left -= 1;
+                if *left == 0 {
+                    here.remove(&frame.0);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts fetching frames; results come in the order given.
+    pub(crate) fn fetch_in_order(&self, frames: impl IntoIterator<Item = u32>) -> Ahead {
+        let requests = requests(&self.manifest.frames, frames);
+        Ahead {
+            store: self.store.clone(),
+            manifest: self.manifest.clone(),
+            fetched: self.fetched.clone(),
+            requests: requests.into(),
+            under_way: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
+    }
+}
+
+/// Pieces of `run` no longer than a frame.
+fn stretches(run: Run) -> impl Iterator<Item = Run> {
+    let frame = FRAME_PAGES as u64;
+    (0..run.pages.div_ceil(frame)).map(move |number| Run {
+        start: run.start.add(number * frame),
+        pages: frame.min(run.pages - number * frame),
+        ..run
+    })
+}
+
+/// One ranged GET and the frames that come out of it.
+#[derive(Debug)]
+struct Request {
+    pack: PackId,
+    offset: u64,
+    end: u64,
+    frames: Vec<u32>,
+}
+
+/// Cuts a sequence of frames into requests: frames that follow each other in a pack, with small gaps, share one.
+fn requests(entries: &[FrameEntry], frames: impl IntoIterator<Item = u32>) -> Vec<Request> {
+    let mut requests: Vec<Request> = Vec::new();
+    for number in frames {
+        let entry = &entries[number as usize];
+        let end = entry.stored_end();
+        match requests.last_mut() {
+            Some(last)
+                if last.pack == entry.pack
+                    && (last.end..=last.end + MAX_GAP).contains(&entry.offset)
+                    && end - last.offset <= MAX_REQUEST =>
+            {
+                last.end = end;
+                last.frames.push(number);
+            }
+            _ => requests.push(Request { pack: entry.pack, offset: entry.offset, end, frames: vec![number] }),
+        }
+    }
+    requests
+}
+
+/// A frame that arrived.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    pub number: u32,
+    pub frame: Result<VerifiedFrame, FrameError>,
+    /// Of its pages, if it is intact.
+    pub hashes: Vec<PageHash>,
+}
+
+/// Requests under way, and those to come.
+pub(crate) struct Ahead {
+    store: Arc<dyn ObjectStore>,
+    manifest: Arc<Manifest>,
+    fetched: Arc<AtomicU64>,
+    requests: VecDeque<Request>,
+    under_way: VecDeque<Task>,
+}
+
+struct Task(JoinHandle<Result<Vec<Fetched>, ReadError>>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Ahead {
+    /// The frames of the next request; `None` after the last one.
+    pub async fn next(&mut self) -> Result<Option<Vec<Fetched>>, ReadError> {
+        while self.under_way.len() < REQUESTS_AHEAD
+            && let Some(request) = self.requests.pop_front()
+        {
+            let fetch = fetch(self.store.clone(), self.manifest.clone(), self.fetched.clone(), request);
+            self.under_way.push_back(Task(tokio::spawn(fetch)));
+        }
+        let Some(task) = self.under_way.front_mut() else { return Ok(None) };
+        let result = (&mut task.0).await.map_err(|_| ReadError::Stopped)?;
+        self.under_way.pop_front();
+        result.map(Some)
+    }
+}
+
+async fn fetch(
+    store: Arc<dyn ObjectStore>,
+    manifest: Arc<Manifest>,
+    fetched: Arc<AtomicU64>,
+    request: Request,
+) -> Result<Vec<Fetched>, ReadError> {
+    let length = request.end - request.offset;
+    let key = keys::pack(&manifest.app, request.pack);
+    let body = store.get_range(&key, request.offset, length).await?;
+    if body.len() as u64 != length {
+        let (store, got) = (store.describe(), body.len() as u64);
+        return Err(StoreError::Truncated { store, key, got, wanted: length }.into());
+    }
+    fetched.fetch_add(length, Ordering::Relaxed);
+    // Unpacking and hashing megabytes is no work for a thread that serves connections.
+    let unpacked = tokio::task::spawn_blocking(move || {
+        let unpack = |number: &u32| {
+            let entry = &manifest.frames[*number as usize];
+            let start = (entry.offset - request.offset) as usize;
+            let stored = body.slice(start..start + entry.stored_length as usize);
+            let mut hashes = Vec::with_capacity(FRAME_PAGES);
+            let frame = VerifiedFrame::decode_with_hashes(entry, stored, &mut hashes);
+            Fetched { number: *number, frame, hashes }
+        };
+        request.frames.iter().map(unpack).collect()
+    });
+    unpacked.await.map_err(|_| ReadError::Stopped)
+}
+
+/// Why a checkpoint cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It cannot be found, or its manifest cannot be used.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A frame is damaged.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The bundle is not the one the manifest names.
+    #[error("the bundle is not what was stored")]
+    BundleChanged,
+    /// The bundle is the one that was stored, but it cannot be unpacked.
+    #[error(transparent)]
+    Bundle(#[from] bundle::BundleError),
+    /// The hashes are not those the manifest names.
+    #[error("the page hashes are not what was stored")]
+    HashesChanged,
+    /// No such frame.
+    #[error("there is no frame {frame} among {known}")]
+    NoSuchFrame {
+        /// What was asked for.
+        frame: u32,
+        /// How many there are.
+        known: usize,
+    },
+    /// No such object.
+    #[error("the checkpoint holds no memory of {0:?}")]
+    NoSuchObject(ObjectId),
+    /// Whoever takes the pages failed.
+    #[error("pages cannot be delivered")]
+    Sink(#[from] io::Error),
+    /// The runtime is shutting down.
+    #[error("reading was stopped")]
+    Stopped,
+}

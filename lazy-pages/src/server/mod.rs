@@ -1,0 +1,37 @@
+//! The page server: puts pages of a checkpoint into the memory of processes that CRIU has restored, when they touch them
+//! or before they do.
+//!
+//! CRIU rebuilds a tree of processes without their private memory and hands over a userfaultfd of each. From then on:
+//! - a thread that touches a missing page waits until the page has been fetched, verified and copied;
+//! - everything else is fetched in the background, and never delays a page that is waited for;
+//! - forks, moves, removals and unmappings of memory that is still missing are followed.
+//!
+//! What always holds: **a process sees the bytes of the checkpoint or it is killed.** The kernel turns missing pages into
+//! zeros when the last descriptor closes, so a descriptor is closed only when nothing is missing or its address space has
+//! ended. If pages can never come (a missing pack, a damaged frame, a store that stays away), the server kills the tree
+//! first. If the server itself dies, its [`guardian`] does.
+//!
+//! Limit: a process that changes what a child gets of a *missing* area (`MADV_WIPEONFORK`, `MADV_KEEPONFORK`) after it was
+//! restored and forks before all pages are there: the kernel does not report that change, the image's setting counts.
+//!
+//! Threads: one reads events ([`events`]), several unpack, verify and copy ([`filler`]), fetches run on tokio.
+
+pub mod daemon;
+mod events;
+mod filler;
+mod frames;
+pub mod guardian;
+mod limits;
+mod page_server;
+mod page_state;
+mod registration;
+mod space;
+mod spaces;
+mod tree;
+mod uffd;
+
+pub use self::{
+    filler::Limits,
+    guardian::GuardianCommand,
+    page_server::{Outcome, PageServer, PageServerConfig, ServerStats, StartError},
+};

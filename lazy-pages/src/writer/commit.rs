@@ -1,0 +1,134 @@
+//! The commit: all objects durable first, the manifest last.
+
+use std::{
+    collections::HashMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+
+use super::{
+    Running, Target, WriteError,
+    packer::Packed,
+    seal::{Tables, seal},
+};
+use crate::{
+    catalog::LEASE_USE,
+    format::{
+        Blob, ExternalStream, Host, Manifest, ObjectId, PackEntry, Statistics, Task, Vma,
+        bundle::MAX_PACKED,
+        keys,
+    },
+    ids::{AppId, PackId},
+    store::ObjectStore,
+};
+
+/// What is known only after the pages.
+#[derive(Clone, Debug)]
+pub struct CheckpointMeta {
+    /// Lazy-capable areas of each task, ascending. A task that is not mentioned has none.
+    pub vmas: HashMap<ObjectId, Vec<Vma>>,
+    /// Every task, parents before children.
+    pub tasks: Vec<Task>,
+    /// This machine.
+    pub host: Host,
+    /// Pipes and terminals shared with the outside.
+    pub streams: Vec<ExternalStream>,
+    /// CRIU's other images, see [`bundle::pack`](crate::format::bundle::pack).
+    pub bundle: Bytes,
+}
+
+/// All pages are packed; some packs may still be on their way. Dropping it gives the checkpoint up.
+#[derive(Debug)]
+pub struct SealedPages {
+    pub(super) target: Target,
+    pub(super) running: Running,
+    pub(super) objects: Vec<(ObjectId, u32)>,
+    pub(super) packed: Packed,
+}
+
+impl SealedPages {
+    /// Makes everything durable, then creates the manifest: from then on the checkpoint exists.
+    ///
+    /// # Errors
+    /// The first failure. [`WriteError::TooLate`] when its packs, or those of its parent, may no longer be safe from
+    /// deletion. The checkpoint does not exist after an error, except that an error of the very last put may leave
+    /// the complete checkpoint.
+    pub async fn commit(self, meta: CheckpointMeta) -> Result<Manifest, WriteError> {
+        let Self { target, running, objects, packed } = self;
+        let Target { store, app, id, parent, begun } = &target;
+        let CheckpointMeta { mut vmas, tasks, host, streams, bundle } = meta;
+        if bundle.len() as u64 > MAX_PACKED {
+            return Err(WriteError::BundleTooLarge { length: bundle.len() as u64 });
+        }
+
+        let counts = packed.counts;
+        let written: u64 = packed.packs.iter().map(|pack| pack.length).sum();
+        let areas = |(object, pages_id)| (object, pages_id, vmas.remove(&object).unwrap_or_default());
+        let objects = objects.into_iter().map(areas).collect();
+        if let Some(stray) = vmas.into_keys().min() {
+            return Err(WriteError::NeverOpened(stray));
+        }
+        let Tables { objects, frames, packs, hashes, inherited } = seal(packed, objects, parent.as_deref())?;
+        let hashes = Bytes::from(hashes);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let manifest = Manifest {
+            app: app.clone(),
+            id: *id,
+            parent: parent.as_ref().map(|parent| parent.manifest().id),
+            created_unix_ms: now.as_millis() as u64,
+            host,
+            tasks,
+            objects,
+            packs,
+            frames,
+            bundle: Blob::of(&bundle),
+            page_hashes: Blob::of(&hashes),
+            streams,
+            statistics: Statistics {
+                pages_total: counts.total,
+                pages_zero: counts.zero,
+                pages_unchanged: counts.unchanged,
+                pages_stored: counts.stored,
+                bytes_uploaded: written + (hashes.len() + bundle.len()) as u64,
+            },
+        };
+        let encoded = manifest.encode()?;
+
+        let put = async |key: String, body: Bytes| store.put_new(&key, body).await.map_err(WriteError::from);
+        tokio::try_join!(
+            put(keys::bundle(app, *id), bundle),
+            put(keys::hashes(app, *id), hashes),
+            check_inherited(&**store, app, &inherited),
+            running.0.finish(),
+        )?;
+        // Later than this, deleting could take packs for garbage; see `catalog::delete`.
+        let too_late = begun.elapsed().unwrap_or_default() >= LEASE_USE;
+        if too_late || parent.as_ref().is_some_and(|parent| !parent.lease().is_usable()) {
+            return Err(WriteError::TooLate);
+        }
+        put(keys::manifest(app, *id), encoded).await?;
+        Ok(manifest)
+    }
+}
+
+/// The lease keeps these packs from being deleted by us, not by anybody with another tool. One listing is enough to know.
+async fn check_inherited(
+    store: &dyn ObjectStore,
+    app: &AppId,
+    inherited: &[PackEntry],
+) -> Result<(), WriteError> {
+    if inherited.is_empty() {
+        return Ok(());
+    }
+    let prefix = keys::packs(app);
+    let objects = store.list(&prefix).await?;
+    let there: HashMap<PackId, u64> = objects
+        .iter()
+        .filter_map(|object| Some((object.key.strip_prefix(&prefix)?.parse().ok()?, object.length)))
+        .collect();
+    match inherited.iter().find(|pack| there.get(&pack.id) != Some(&pack.length)) {
+        Some(missing) => Err(WriteError::InheritedPackMissing { pack: missing.id }),
+        None => Ok(()),
+    }
+}

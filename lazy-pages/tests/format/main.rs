@@ -1,0 +1,7 @@
+//! The checkpoint format from end to end: what a writer was given is what a reader gets, whatever happens in between.
+
+mod damage;
+mod deletion;
+mod failures;
+mod roundtrip;
+mod support;
