@@ -11,16 +11,22 @@ use std::{
     process::{Child, ChildStdout, Command, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lazy_pages::{
     ids::{AppId, CheckpointId},
-    server::{ServerStats, daemon::Report},
+    server::{
+        ServerStats,
+        daemon::{self, Report},
+    },
     store::StoreUrl,
 };
 
 use crate::error::AgentError;
+
+/// How long it may take to notice that CRIU has given up, and to end what had been restored.
+const END: Duration = Duration::from_secs(10);
 
 /// A running page server.
 #[derive(Debug)]
@@ -108,10 +114,29 @@ impl PageServerProcess {
         }
     }
 
-    /// Ends it; only for a restore that did not happen.
-    pub fn abandon(mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    /// Collects it after CRIU has given up, which it notices by itself. If it was the cause, because pages could not be
+    /// had, that is returned.
+    pub fn end_of_failed_restore(mut self) -> Option<AgentError> {
+        let deadline = Instant::now() + END;
+        let status = loop {
+            match self.child.try_wait() {
+                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
+                Ok(Some(status)) => break Some(status),
+                Ok(None) | Err(_) => break None,
+            }
+        };
+        if status.is_none() {
+            // Its guardian then ends whatever is left of the tree.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if status.and_then(|status| status.code()) != Some(daemon::EXIT_KILLED.into()) {
+            return None;
+        }
+        self.events.iter().find_map(|report| match report {
+            Report::Failed { reason } => Some(AgentError::PageServer { reason }),
+            _ => None,
+        })
     }
 }
 

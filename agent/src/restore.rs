@@ -197,11 +197,10 @@ impl Agent {
         let restored = match criu.restore(options, &mut |_| Ok(())) {
             Ok(restored) => restored,
             Err(error) => {
-                if let Some(server) = page_server {
-                    server.abandon();
-                }
+                let cause = page_server.and_then(PageServerProcess::end_of_failed_restore);
                 end_leftovers(manifest);
-                return Err(error.into());
+                self.release(&checkpoint);
+                return Err(cause.unwrap_or(error.into()));
             }
         };
         let resume = started.elapsed();

@@ -16,7 +16,7 @@ use nix::{
     errno::Errno,
     sys::{
         signal::{SigSet, Signal, kill},
-        wait::{WaitStatus, waitpid},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::Pid,
 };
@@ -101,14 +101,24 @@ pub fn adopt_orphans() -> Result<(), AgentError> {
 pub fn wait_for(pid: u32) -> Result<ExitStatus, AgentError> {
     loop {
         match waitpid(None, None) {
-            Ok(WaitStatus::Exited(ended, code)) if ended.as_raw() as u32 == pid => return Ok(ExitStatus(code as u8)),
+            Ok(WaitStatus::Exited(ended, code)) if ended.as_raw() as u32 == pid => {
+                collect_ended();
+                return Ok(ExitStatus(code as u8));
+            }
             Ok(WaitStatus::Signaled(ended, signal, _)) if ended.as_raw() as u32 == pid => {
+                collect_ended();
                 return Ok(ExitStatus(128 + signal as u8));
             }
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(AgentError::io(format!("cannot wait for pid {pid}"))(errno.into())),
         }
     }
+}
+
+/// Collects what ended together with the workload. A tree that was moved away must not leave zombies: they own the pids
+/// it needs if it comes back here.
+fn collect_ended() {
+    while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive) {}
 }
 
 /// What a workload ended with, in a shell's numbers: its exit code, or 128 plus the signal that ended it.

@@ -95,7 +95,7 @@ impl Tree {
         }
         let pipes = pipes.into_iter().filter_map(|(inode, pipe)| {
             let stdio = pipe.leads_outside_as()?;
-            Some(ExternalStream { key: format!("pipe[{inode}]"), stdio })
+            Some(ExternalStream { key: format!("pipe:[{inode}]"), stdio })
         });
         pipes.chain(terminals.into_iter().map(|(key, stdio)| ExternalStream { key, stdio })).collect()
     }
@@ -221,7 +221,7 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(tree.pids.len(), 1);
-        assert_eq!(streams, [ExternalStream { key: format!("pipe[{inode}]"), stdio: 1 }]);
+        assert_eq!(streams, [ExternalStream { key: format!("pipe:[{inode}]"), stdio: 1 }]);
         assert!(outside, "its session is this test's");
     }
 

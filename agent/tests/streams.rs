@@ -61,6 +61,7 @@ fn pipes_signals_and_the_exit_code_survive_a_move() {
     fixture.json(&["checkpoint", "--app", "app", "--pid", &pid.to_string()]);
     let status = run.wait().unwrap();
     assert_eq!(status.code(), Some(137), "the workload was ended by the checkpoint");
+    common::collect_orphans();
     let mut last = 0;
     for line in ticks.lines() {
         last = line.unwrap().strip_prefix("tick ").unwrap().parse().unwrap();
@@ -94,9 +95,11 @@ fn a_detached_workload_goes_on_in_the_output_file() {
         .spawn()
         .unwrap();
     let pid = read_pid(&fixture);
-    next_number(&mut output(&mut run), "tick");
+    let mut ticks = output(&mut run);
+    next_number(&mut ticks, "tick");
     fixture.json(&["checkpoint", "--app", "app", "--pid", &pid.to_string()]);
     run.wait().unwrap();
+    common::collect_orphans();
 
     let restored = fixture.json(&["restore", "--app", "app", "--detach"]);
     let log = restored["output"].as_str().unwrap();
@@ -123,6 +126,7 @@ fn a_terminal_survives_a_move() {
     let before = next_number(&mut screen, "tick");
     fixture.json(&["checkpoint", "--app", "app", "--pid", &pid.to_string()]);
     run.wait().unwrap();
+    common::collect_orphans();
 
     let (mut front, mut screen, _slave) = start(&["restore", "--app", "app", "--pid-file", pid_file]);
     assert_eq!(read_pid(&fixture), pid);

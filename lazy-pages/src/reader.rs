@@ -22,8 +22,8 @@ use tokio::task::JoinHandle;
 use crate::{
     catalog::{Catalog, CatalogError, Lease},
     format::{
-        FRAME_PAGES, FrameEntry, FrameError, Manifest, MemoryMap, ObjectId, PageHash, Run, Source, VerifiedFrame, bundle,
-        keys,
+        FRAME_PAGES, FrameEntry, FrameError, Manifest, MemoryMap, ObjectId, PageHash, Run, Source,
+        VerifiedFrame, bundle, keys,
     },
     ids::{AppId, CheckpointId, PackId},
     store::{ObjectStore, StoreError},
@@ -56,7 +56,7 @@ pub enum Pages {
     /// Those that must be in memory before the process runs.
     Eager,
     /// All that a complete set of images holds: the eager ones and every other stored page. Zero pages of lazy-capable
-    /// areas and of shared objects are not among them, since that memory is zero when it is made.
+    /// areas are not among them, since that memory is zero when it is made.
     All,
 }
 

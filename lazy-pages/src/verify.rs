@@ -119,7 +119,9 @@ pub async fn verify(
 /// What is wrong with the checkpoint, or the error again if it is not about the checkpoint.
 fn damage(error: ReadError) -> Result<String, ReadError> {
     match error {
-        ReadError::Store(StoreError::NotFound { .. } | StoreError::Truncated { .. } | StoreError::TooLarge { .. })
+        ReadError::Store(
+            StoreError::NotFound { .. } | StoreError::Truncated { .. } | StoreError::TooLarge { .. },
+        )
         | ReadError::BundleChanged
         | ReadError::Bundle(_)
         | ReadError::HashesChanged => Ok(error.to_string()),
@@ -156,7 +158,8 @@ impl<'h> Expected<'h> {
             found.get(first..first + expected.len()) != Some(*expected)
         };
         let mut runs = self.runs[from..].iter().take_while(|(of, ..)| *of == frame);
-        runs.find(differs).map(|(_, first, _)| format!("the hashes object disagrees with page {first} of frame {frame}"))
+        runs.find(differs)
+            .map(|(_, first, _)| format!("the hashes object disagrees with page {first} of frame {frame}"))
     }
 }
 

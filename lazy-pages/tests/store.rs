@@ -190,6 +190,7 @@ async fn a_missing_object_is_not_found(store: Arc<dyn ObjectStore>) {
     };
     missing(store.get("a/b", NO_LIMIT).await.expect_err("missing"));
     missing(store.get_range("a/b", 0, 1).await.expect_err("missing"));
+    assert!(store.get_range("a/b", 0, 0).await.expect("no bytes asked for").is_empty());
     // A name is not an object because others begin with it.
     store.put_new("a/b/c", Bytes::from_static(b"c")).await.expect("written");
     missing(store.get("a/b", NO_LIMIT).await.expect_err("still missing"));
@@ -205,12 +206,15 @@ async fn an_empty_store_lists_nothing(store: Arc<dyn ObjectStore>) {
 
 async fn a_listing_is_complete_sorted_and_by_prefix(store: Arc<dyn ObjectStore>) {
     let mut expected = Vec::new();
+    let mut writers = tokio::task::JoinSet::new();
     for number in 0..1100_usize {
         // Sorts differently as text than as paths: `-` and `.` come before `/`.
         let key = format!("app/packs{}/{number:04}", ["", "-x", ".y"][number % 3]);
-        store.put_new(&key, body(0, number % 7)).await.expect("written");
-        expected.push(ObjectMeta { key, length: (number % 7) as u64 });
+        expected.push(ObjectMeta { key: key.clone(), length: (number % 7) as u64 });
+        let store = Arc::clone(&store);
+        writers.spawn(async move { store.put_new(&key, body(0, number % 7)).await.expect("written") });
     }
+    writers.join_all().await;
     expected.sort_by(|a, b| a.key.cmp(&b.key));
     store.put_new("another/object", Bytes::new()).await.expect("written");
     assert_eq!(store.list("app/").await.expect("listed"), expected);
@@ -318,6 +322,14 @@ async fn a_directory_that_was_removed_is_made_again() {
     std::fs::remove_dir_all(&root).expect("removed");
     store.put_new("a/b/d", body(2, 100)).await.expect("written again");
     assert_eq!(keys(&store.list("").await.expect("listed")), ["a/b/d"]);
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_made_is_an_error() {
+    let store = LocalStore::new("/proc/no-such-directory/store".into());
+    let error = store.put_new("a/b", body(1, 100)).await.expect_err("nothing can be made there");
+    assert!(matches!(&error, StoreError::Other { .. } | StoreError::Denied { .. }), "{error:?}");
+    assert_eq!(store.list("").await.expect("listed"), []);
 }
 
 #[tokio::test]

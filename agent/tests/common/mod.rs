@@ -93,6 +93,7 @@ impl Fixture {
         for task in workload.tasks().iter().rev() {
             assert!(process::wait_gone(task.pid, LIMIT), "{} (pid {}) is still there", task.name, task.pid);
         }
+        collect_orphans();
         report
     }
 
@@ -120,6 +121,15 @@ impl Fixture {
 
     pub fn manifests(&self) -> Vec<String> {
         self.objects().into_iter().filter(|path| path.ends_with("/manifest")).collect()
+    }
+}
+
+/// Collects what ended workloads have left: children of theirs that became this process's when they ended.
+pub fn collect_orphans() {
+    for child in process::children(std::process::id() as i32) {
+        if process::state(child) == Some('Z') && matches!(process::name(child).as_deref(), Some("workload" | "sleep")) {
+            process::reap(child);
+        }
     }
 }
 

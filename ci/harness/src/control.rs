@@ -20,7 +20,7 @@ use crate::region::Report;
 pub struct Request {
     /// Chosen by the one who asks.
     pub id: u64,
-    /// What to do: `check`, or a name that the scenario knows.
+    /// What to do: `check`, `ping` (nothing), or a name that the scenario knows.
     pub verb: String,
 }
 

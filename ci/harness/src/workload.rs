@@ -81,6 +81,18 @@ pub struct Workload {
     limit: Duration,
 }
 
+/// A question left for a workload that is going to be restored.
+pub struct Ping {
+    answer: PathBuf,
+}
+
+impl Ping {
+    /// Whether it has been answered.
+    pub fn is_answered(&self) -> bool {
+        self.answer.exists()
+    }
+}
+
 impl Workload {
     /// A workload of this scenario; the scenario's options follow as arguments.
     pub fn builder(scenario: &str) -> Builder {
@@ -163,25 +175,39 @@ impl Workload {
     /// # Errors
     /// When it has ended, does not know how, or does not answer in time.
     pub fn ask(&self, task: &str, verb: &str) -> Result<Report, WorkloadError> {
-        static LAST_ID: AtomicU64 = AtomicU64::new(0);
-        let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
         let what = format!("{task}: {verb}");
         let pid = self.tasks.iter().find(|known| known.name == task).map(|known| known.pid);
         let pid =
             pid.ok_or_else(|| WorkloadError::Refused { what: what.clone(), why: "no such task".into() })?;
-
-        let request = control::request_file(self.control(), task);
-        control::write(&request, &Request { id, verb: verb.into() }).map_err(WorkloadError::io(&*what))?;
+        let id = self.put_request(task, verb)?;
         let file = control::answer_file(self.control(), task, id);
         let answer: Answer = match self.wait_for(&file, pid, &what) {
             Ok(answer) => answer,
             Err(error) => {
-                let _ = fs::remove_file(&request);
+                let _ = fs::remove_file(control::request_file(self.control(), task));
                 return Err(error);
             }
         };
         let _ = fs::remove_file(&file);
         answer.result.map_err(|why| WorkloadError::Refused { what, why })
+    }
+
+    /// Leaves a `ping` for the main task, which may not be running now; [`Ping::is_answered`] tells when it runs.
+    ///
+    /// # Errors
+    /// When the request cannot be written.
+    pub fn leave_ping(&self) -> Result<Ping, WorkloadError> {
+        let id = self.put_request(MAIN_TASK, "ping")?;
+        Ok(Ping { answer: control::answer_file(self.control(), MAIN_TASK, id) })
+    }
+
+    fn put_request(&self, task: &str, verb: &str) -> Result<u64, WorkloadError> {
+        static LAST_ID: AtomicU64 = AtomicU64::new(0);
+        let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
+        let request = control::request_file(self.control(), task);
+        control::write(&request, &Request { id, verb: verb.into() })
+            .map_err(WorkloadError::io(format!("{task}: {verb}")))?;
+        Ok(id)
     }
 
     fn wait_for<T: serde::de::DeserializeOwned>(

@@ -109,7 +109,8 @@ impl Catalog {
         let own = Lease::acquire_for_delete(self.store.clone(), app).await?;
         let attempt = async {
             let leases = lease::list(&*self.store, app).await?;
-            let other = |lease: &&Found| lease.of == Holder::Deleting && lease.id != own.id() && lease.is_live();
+            let other =
+                |lease: &&Found| lease.of == Holder::Deleting && lease.id != own.id() && lease.is_live();
             if let Some(other) = leases.iter().find(other) {
                 return Err(CatalogError::DeleteUnderWay { app: app.clone(), lease: other.key.clone() });
             }

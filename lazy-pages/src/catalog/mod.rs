@@ -53,10 +53,11 @@ impl Catalog {
     pub async fn list(&self, app: &AppId) -> Result<Vec<CheckpointId>, CatalogError> {
         let prefix = keys::checkpoints(app);
         let objects = self.store.list(&prefix).await?;
-        let committed = objects.iter().filter_map(|object| match keys::checkpoint_part(&prefix, &object.key) {
-            Some((id, "manifest")) => Some(id),
-            _ => None,
-        });
+        let committed =
+            objects.iter().filter_map(|object| match keys::checkpoint_part(&prefix, &object.key) {
+                Some((id, "manifest")) => Some(id),
+                _ => None,
+            });
         let mut ids: Vec<CheckpointId> = committed.collect();
         ids.sort_by(|a, b| b.cmp(a));
         Ok(ids)
@@ -133,7 +134,9 @@ pub enum CatalogError {
         minutes: u64,
     },
     /// Somebody else is deleting checkpoints of this application.
-    #[error("another delete of checkpoints of {app} is under way (lease {lease}), or ended abruptly in the last hour")]
+    #[error(
+        "another delete of checkpoints of {app} is under way (lease {lease}), or ended abruptly in the last hour"
+    )]
     DeleteUnderWay {
         /// The application.
         app: AppId,

@@ -121,7 +121,8 @@ fn entries(mut plain: Bytes) -> Result<Vec<File>, BundleError> {
             .map_err(|error| BundleError::Name(error.to_string()))?;
         names.add(&name)?;
         let length = plain.try_get_u64_le().map_err(|_| short())?;
-        let length = usize::try_from(length).ok().filter(|length| *length <= plain.len()).ok_or_else(short)?;
+        let length =
+            usize::try_from(length).ok().filter(|length| *length <= plain.len()).ok_or_else(short)?;
         files.push(File { name, content: plain.split_to(length) });
     }
     Ok(files)

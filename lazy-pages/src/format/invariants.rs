@@ -200,7 +200,11 @@ pub fn runs_and_vmas_agree(object: &MemoryMap) -> Rule {
 }
 
 /// Stored runs lie inside the frame they name. Marks those frames in `used`. Needs [`runs_are_sorted`].
-pub fn stored_runs_are_inside_their_frames(object: &MemoryMap, manifest: &Manifest, used: &mut [bool]) -> Rule {
+pub fn stored_runs_are_inside_their_frames(
+    object: &MemoryMap,
+    manifest: &Manifest,
+    used: &mut [bool],
+) -> Rule {
     for run in &object.runs {
         let Source::Stored { frame: FrameIndex(index), first, .. } = run.source else { continue };
         let Some(frame) = manifest.frames.get(index as usize) else {

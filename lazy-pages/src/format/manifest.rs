@@ -161,13 +161,12 @@ impl MemoryMap {
         self.vmas.get(at).filter(|vma| vma.start <= address)
     }
 
-    /// Whether `run`, one of this map's, must be in memory before the process runs. Zeros count for a task outside its
-    /// lazy-capable areas: there a page that is not written keeps what is below it, such as a file's content. They do
-    /// not for a shared object, which a restore creates empty.
+    /// Whether `run`, one of this map's, must be in memory before the process runs. Zeros count outside lazy-capable areas:
+    /// there a page that is not written keeps what is below it, such as a file's content.
     pub fn is_eager(&self, run: &Run) -> bool {
         match run.source {
             Source::Stored { eager, .. } => eager,
-            Source::Zero => matches!(self.id, ObjectId::Task(_)) && self.vma_at(run.start).is_none(),
+            Source::Zero => self.vma_at(run.start).is_none(),
         }
     }
 
@@ -233,7 +232,7 @@ pub struct FrameIndex(pub u32);
 /// A pipe or terminal the workload shared with whoever started it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExternalStream {
-    /// CRIU's name for it: `pipe[inode]` or `tty[rdev:dev]`.
+    /// CRIU's name for it: `pipe:[inode]` or `tty[rdev:dev]`.
     pub key: String,
     /// The descriptor of the restoring side that takes its place: 0, 1 or 2.
     pub stdio: u32,

@@ -12,8 +12,8 @@ pub use self::{
     frame::{Codec, FRAME_PAGES, FrameEntry, FrameError, VerifiedFrame},
     hash::{PageHash, frame_hash, hash_pages},
     manifest::{
-        Blob, ExternalStream, FrameIndex, Host, Manifest, ManifestError, MemoryMap, ObjectId, PackEntry, Run, Source,
-        Statistics, Task, Vma,
+        Blob, ExternalStream, FrameIndex, Host, Manifest, ManifestError, MemoryMap, ObjectId, PackEntry, Run,
+        Source, Statistics, Task, Vma,
     },
     wire::{FORMAT_VERSION, MAX_MANIFEST},
 };

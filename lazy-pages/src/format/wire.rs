@@ -7,8 +7,8 @@ use prost::Message;
 
 use crate::{
     format::{
-        Blob, Codec, ExternalStream, FrameEntry, FrameIndex, Host, Manifest, ManifestError, MemoryMap, ObjectId, PackEntry,
-        Run, Source, Statistics, Task, Vma,
+        Blob, Codec, ExternalStream, FrameEntry, FrameIndex, Host, Manifest, ManifestError, MemoryMap,
+        ObjectId, PackEntry, Run, Source, Statistics, Task, Vma,
         invariants::{self, MAX_PAGE},
     },
     ids::{AppId, CheckpointId, InvalidId, PackId},
@@ -39,7 +39,9 @@ impl Manifest {
         let body = to_proto(self).encode_to_vec();
         let length = (HEADER + body.len()) as u64;
         if length > MAX_MANIFEST {
-            return Err(ManifestError::Invalid(format!("it takes {length} bytes, {MAX_MANIFEST} are allowed")));
+            return Err(ManifestError::Invalid(format!(
+                "it takes {length} bytes, {MAX_MANIFEST} are allowed"
+            )));
         }
         let mut bytes = Vec::with_capacity(HEADER + body.len());
         bytes.extend(MAGIC);
@@ -271,7 +273,10 @@ fn object_from_proto(object: proto::MemoryObject) -> Result<MemoryMap, ManifestE
     let vma = |vma: &proto::Vma| {
         let (start, end) = (VirtAddr::containing(vma.start), VirtAddr::containing(vma.end));
         if (start.get(), end.get()) != (vma.start, vma.end) {
-            return Err(invalid(format!("an area starts or ends inside a page: {:#x}-{:#x}", vma.start, vma.end)));
+            return Err(invalid(format!(
+                "an area starts or ends inside a page: {:#x}-{:#x}",
+                vma.start, vma.end
+            )));
         }
         let (wipe_on_fork, dont_fork, grows_down) = (vma.wipe_on_fork, vma.dont_fork, vma.grows_down);
         Ok(Vma { start, end, wipe_on_fork, dont_fork, grows_down })

@@ -83,6 +83,9 @@ impl ObjectStore for LocalStore {
 
     async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
         let key = keys::checked(key)?.to_owned();
+        if length == 0 {
+            return Ok(Bytes::new());
+        }
         self.blocking(move |inner| {
             let (file, size) = inner.open(&key)?;
             let available = size.saturating_sub(offset);
@@ -184,7 +187,13 @@ impl Inner {
             // Somebody removed a directory that was there before: make it again, once.
             Err(StoreError::NotFound { .. }) => {
                 self.durable.lock().unwrap_or_else(PoisonError::into_inner).clear();
-                self.try_put_new(key, body)
+                match self.try_put_new(key, body) {
+                    Err(StoreError::NotFound { store, key }) => Err(StoreError::Other {
+                        store,
+                        reason: format!("no directory can be made to hold {key}"),
+                    }),
+                    outcome => outcome,
+                }
             }
             outcome => outcome,
         }

@@ -36,7 +36,7 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
     /// [`StoreError::NotFound`]; [`StoreError::TooLarge`] when it holds more than `limit` bytes; any other kind.
     async fn get(&self, key: &str, limit: u64) -> Result<Bytes, StoreError>;
 
-    /// Exactly `length` bytes from `offset`.
+    /// Exactly `length` bytes from `offset`; none are given without looking.
     ///
     /// # Errors
     /// [`StoreError::NotFound`]; [`StoreError::Truncated`] when the object ends earlier; any other kind.

@@ -15,8 +15,7 @@ use super::{
 use crate::{
     catalog::LEASE_USE,
     format::{
-        Blob, ExternalStream, Host, Manifest, ObjectId, PackEntry, Statistics, Task, Vma,
-        bundle::MAX_PACKED,
+        Blob, ExternalStream, Host, Manifest, ObjectId, PackEntry, Statistics, Task, Vma, bundle::MAX_PACKED,
         keys,
     },
     ids::{AppId, PackId},

@@ -49,7 +49,9 @@ pub(super) fn seal(
     let inherited = old_frames.iter().enumerate().filter(|(at, _)| used[*at]);
     let mut order: Vec<(&FrameEntry, From)> = inherited
         .map(|(at, entry)| (entry, From::Parent { frame: at as u32, first: 0 }))
-        .chain(written.iter().enumerate().map(|(at, entry)| (entry, From::New { frame: at as u32, first: 0 })))
+        .chain(
+            written.iter().enumerate().map(|(at, entry)| (entry, From::New { frame: at as u32, first: 0 })),
+        )
         .collect();
     if order.len() > u32::MAX as usize {
         return Err(WriteError::TooManyFrames);
@@ -155,9 +157,10 @@ impl Sealing<'_> {
     fn push(&mut self, page: u64, pages: u64, source: Source) {
         let continues = |last: &Run| match (last.source, source) {
             (Source::Zero, Source::Zero) => true,
-            (Source::Stored { frame: a, first, eager: x }, Source::Stored { frame: b, first: next, eager: y }) => {
-                (a, x) == (b, y) && u64::from(first) + last.pages == u64::from(next)
-            }
+            (
+                Source::Stored { frame: a, first, eager: x },
+                Source::Stored { frame: b, first: next, eager: y },
+            ) => (a, x) == (b, y) && u64::from(first) + last.pages == u64::from(next),
             _ => false,
         };
         let start = VirtAddr::of_page(page);

@@ -118,7 +118,8 @@ struct Compressor {
 impl Compressor {
     fn new() -> Self {
         let plain = FRAME_PAGES * PAGE_SIZE;
-        let room = lz4_flex::block::get_maximum_output_size(plain).max(zstd::zstd_safe::compress_bound(plain));
+        let room =
+            lz4_flex::block::get_maximum_output_size(plain).max(zstd::zstd_safe::compress_bound(plain));
         Self { scratch: vec![0; room], lz4: lz4_flex::block::CompressTable::large(), zstd: None }
     }
 

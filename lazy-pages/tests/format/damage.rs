@@ -40,7 +40,10 @@ fn a_truncated_manifest_is_refused() {
     let (_, manifest) = small_manifest();
     let bytes = manifest.encode().unwrap();
     for length in 0..bytes.len() {
-        assert!(matches!(Manifest::decode(&bytes[..length]), Err(ManifestError::Damaged(_))), "{length} bytes");
+        assert!(
+            matches!(Manifest::decode(&bytes[..length]), Err(ManifestError::Damaged(_))),
+            "{length} bytes"
+        );
     }
     let mut longer = bytes.to_vec();
     longer.push(0);
@@ -84,10 +87,8 @@ fn a_foreign_manifest_is_refused() {
     writing.store.insert(&keys::manifest(&app(), other_id), bytes);
     for (app, id) in [(other_app, manifest.id), (app(), other_id)] {
         let loaded = writing.runtime.block_on(writing.catalog().load_manifest(&app, id));
-        let foreign = matches!(
-            loaded,
-            Err(CatalogError::Manifest { source: ManifestError::Foreign { .. }, .. })
-        );
+        let foreign =
+            matches!(loaded, Err(CatalogError::Manifest { source: ManifestError::Foreign { .. }, .. }));
         assert!(foreign, "{loaded:?}");
     }
 }

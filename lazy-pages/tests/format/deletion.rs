@@ -119,7 +119,10 @@ fn a_lease_that_appears_during_a_delete_keeps_the_packs() {
     }));
     let manifest = writing.store.objects.lock().unwrap()[&keys::manifest(&app(), last)].clone();
     let deleted = delete(&writing, last).unwrap();
-    assert_eq!(deleted, Deleted { left: Some(LeftBecause::Leased { lease: lease.clone() }), ..Deleted::default() });
+    assert_eq!(
+        deleted,
+        Deleted { left: Some(LeftBecause::Leased { lease: lease.clone() }), ..Deleted::default() }
+    );
     assert_eq!(writing.store.keys("/packs/"), packs);
     // That reader has the manifest and finds everything else; put it back to see that.
     writing.store.insert(&keys::manifest(&app(), last), manifest);
@@ -211,10 +214,8 @@ fn a_sweep_removes_old_garbage_and_nothing_else() {
         writing.store.insert(key, vec![1; 10]);
     }
     // A live lease on a checkpoint that is not there: somebody may be about to refer to anything.
-    let unknown = writing
-        .runtime
-        .block_on(Lease::acquire(writing.store.clone(), &app(), CheckpointId::new()))
-        .unwrap();
+    let unknown =
+        writing.runtime.block_on(Lease::acquire(writing.store.clone(), &app(), CheckpointId::new())).unwrap();
     assert!(matches!(sweep(&writing).left, Some(LeftBecause::Leased { .. })));
     writing.runtime.block_on(unknown.release()).unwrap();
     assert_eq!(sweep(&writing), Deleted { packs: 1, bytes: 20, left: None });

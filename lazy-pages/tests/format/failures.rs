@@ -32,7 +32,10 @@ fn whichever_put_fails_there_is_no_checkpoint() {
     for good in 0..puts {
         writing.store.puts_left.store(good, Ordering::SeqCst);
         let error = writing.write(&large(), None).unwrap_err();
-        assert!(matches!(&error, WriteError::Store(e) if matches!(**e, StoreError::Unavailable { .. })), "{error}");
+        assert!(
+            matches!(&error, WriteError::Store(e) if matches!(**e, StoreError::Unavailable { .. })),
+            "{error}"
+        );
         assert_eq!(checkpoints(), [manifest.id], "after {good} puts");
     }
     writing.store.puts_left.store(-1, Ordering::SeqCst);
@@ -108,7 +111,8 @@ fn a_commit_that_is_cancelled_leaves_no_checkpoint() {
     writing.store.hang.store(true, Ordering::SeqCst);
     let sealed = writing.seal(&large(), CheckpointId::new(), None).unwrap();
     let commit = sealed.commit(large().meta());
-    let result = writing.runtime.block_on(async { tokio::time::timeout(Duration::from_millis(300), commit).await });
+    let result =
+        writing.runtime.block_on(async { tokio::time::timeout(Duration::from_millis(300), commit).await });
     assert!(result.is_err(), "it was waiting for a pack");
     assert_eq!(writing.store.keys("manifest").len(), 0);
 }
@@ -123,7 +127,10 @@ fn of_two_writers_of_one_id_only_one_commits() {
     let second = writing.seal(&other, id, None).unwrap();
     writing.runtime.block_on(first.commit(model.meta())).unwrap();
     let error = writing.runtime.block_on(second.commit(other.meta())).unwrap_err();
-    assert!(matches!(&error, WriteError::Store(e) if matches!(**e, StoreError::AlreadyExists { .. })), "{error}");
+    assert!(
+        matches!(&error, WriteError::Store(e) if matches!(**e, StoreError::AlreadyExists { .. })),
+        "{error}"
+    );
     writing.expect(id, &model);
 }
 

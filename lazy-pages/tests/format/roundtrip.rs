@@ -34,7 +34,9 @@ fn object(stretches: Vec<Stretch>, shared: bool) -> Object {
     for (gap, contents, lazy, area) in stretches {
         let start = next + gap;
         let end = start + contents.len() as u64;
-        object.pages.extend((start..end).zip(contents).map(|(page, content)| (page, (lazy && !shared, content))));
+        object
+            .pages
+            .extend((start..end).zip(contents).map(|(page, content)| (page, (lazy && !shared, content))));
         if let Some(margin) = area.filter(|_| !shared) {
             let (low, high) = (start.saturating_add_signed(-margin), end.saturating_add_signed(margin));
             // Two areas next to each other, or one.
@@ -185,7 +187,8 @@ fn bytes_uploaded_are_the_bytes_that_are_new_in_the_store() {
 
 #[test]
 fn each_codec_is_used_where_it_helps_and_only_there() {
-    for (codec, packed) in [(Codec::Lz4, Codec::Lz4), (Codec::Zstd, Codec::Zstd), (Codec::None, Codec::None)] {
+    for (codec, packed) in [(Codec::Lz4, Codec::Lz4), (Codec::Zstd, Codec::Zstd), (Codec::None, Codec::None)]
+    {
         let mut writing = Writing::new();
         writing.codec = Some(codec);
         let odd_compresses = writing.write(&Model::simple((0..128).map(|n| n * 2 + 1)), None).unwrap();

@@ -72,7 +72,10 @@ impl MemoryStore {
             return Ok(());
         }
         if before == 0 {
-            return Err(StoreError::Unavailable { store: self.describe(), reason: format!("no {key} today") });
+            return Err(StoreError::Unavailable {
+                store: self.describe(),
+                reason: format!("no {key} today"),
+            });
         }
         counter.fetch_sub(1, Ordering::SeqCst);
         Ok(())
@@ -268,14 +271,7 @@ impl Writing {
         parent: Option<Arc<Parent>>,
     ) -> Result<CheckpointWriter, WriteError> {
         let options = WriterOptions { codec: self.codec, ..WriterOptions::default() };
-        CheckpointWriter::begin(
-            self.store.clone(),
-            self.runtime.handle().clone(),
-            app(),
-            id,
-            parent,
-            options,
-        )
+        CheckpointWriter::begin(self.store.clone(), self.runtime.handle().clone(), app(), id, parent, options)
     }
 
     pub fn parent(&self, id: CheckpointId) -> Arc<Parent> {

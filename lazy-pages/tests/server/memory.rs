@@ -67,7 +67,8 @@ fn faults_are_answered_before_the_restore_is_finished() {
 #[test]
 fn several_tasks_register_over_one_connection_and_each_gets_its_pages() {
     let (first, second) = ([area(B, 500)], [area(B + 600, 500)]);
-    let served = Served::with(&[(PID, first.to_vec()), (PID + 1, second.to_vec())], &[PID + 2], |_| {}, |_| {});
+    let served =
+        Served::with(&[(PID, first.to_vec()), (PID + 1, second.to_vec())], &[PID + 2], |_| {}, |_| {});
     let mut target = Target::start(&served.socket());
     // A task of its own, which has only the second area.
     target.ok(&format!(
@@ -85,7 +86,8 @@ fn children_and_grandchildren_have_what_their_parents_had() {
     let areas = [area(B, 1024)];
     let served = slowly(&areas);
     let mut target = served.restored(&areas);
-    target.ok(&format!("check {B} 100 {B}; fork; check {0} 200 {0}; fork; fork; check {B} 1024 {B}", B + 300));
+    target
+        .ok(&format!("check {B} 100 {B}; fork; check {0} 200 {0}; fork; fork; check {B} 1024 {B}", B + 300));
     target.ok(&format!("fork; fill {B} 1024 7"));
     target.ok(&format!("check {B} 1024 {B}"));
     served.assert_resident();
@@ -114,7 +116,10 @@ fn a_wiped_area_that_was_moved_is_still_wiped() {
     let areas = [Vma { wipe_on_fork: true, ..area(B, 200) }];
     let served = slowly(&areas);
     let mut target = served.restored(&areas);
-    target.ok(&format!("check {B} 20 {B}; move {B} 200 {0} 200; fork; zero {0} 200; sleep 100; zero {0} 200", B + 5000));
+    target.ok(&format!(
+        "check {B} 20 {B}; move {B} 200 {0} 200; fork; zero {0} 200; sleep 100; zero {0} 200",
+        B + 5000
+    ));
     target.ok(&format!("check {} 200 {B}", B + 5000));
     served.assert_resident();
 }
@@ -126,7 +131,12 @@ fn memory_that_moves_and_grows_keeps_its_content() {
     let mut target = served.restored(&areas);
     let to = B + 10_000;
     target.ok(&format!("check {B} 30 {B}; move {} 200 {to} 300", B + 100));
-    target.ok(&format!("check {to} 200 {0}; zero {1} 100; check {B} 100 {B}; check {2} 300 {2}", B + 100, to + 200, B + 300));
+    target.ok(&format!(
+        "check {to} 200 {0}; zero {1} 100; check {B} 100 {B}; check {2} 300 {2}",
+        B + 100,
+        to + 200,
+        B + 300
+    ));
     // Moved again while parts are missing, shrinking, over something else that is armed.
     target.ok(&format!("move {0} 200 {to} 100; check {to} 100 {0}; check {1} 100 {1}", B + 300, B + 500));
     target.ok(&format!("fork; check {to} 100 {}", B + 300));
@@ -173,7 +183,8 @@ fn a_process_that_forks_and_gives_up_memory_all_the_time_sees_no_wrong_byte() {
     );
     let mut target = served.restored(&areas);
     target.ok(&format!("spawn; storm 60 {B} 4096 {B}; check {B} 4096 {B}; check {0} 2048 {0}", B + 5000));
-    target.ok(&format!("drop-each {0} 2048 {0} 8; storm 20 {B} 4096 {B}; check {B} 4096 {B}; join", B + 5000));
+    target
+        .ok(&format!("drop-each {0} 2048 {0} 8; storm 20 {B} 4096 {B}; check {B} 4096 {B}; join", B + 5000));
     target.ok(&format!("zero {} 2048", B + 5000));
     let stats = served.assert_resident();
     assert!(stats.faults > 0, "{stats:?}");
@@ -188,9 +199,14 @@ fn a_process_that_executes_another_program_needs_nothing_more() {
         let wait = if delayed.fetch_add(1, Ordering::Relaxed) < 2 { 0 } else { 500 };
         Answer::Later(Duration::from_millis(wait), bytes)
     };
-    let served = Served::with(&[(PID, areas.to_vec())], &[], |store| store.behave(slow), |limits| {
-        (limits.unit_bytes, limits.ahead_bytes) = (256 << 10, 512 << 10);
-    });
+    let served = Served::with(
+        &[(PID, areas.to_vec())],
+        &[],
+        |store| store.behave(slow),
+        |limits| {
+            (limits.unit_bytes, limits.ahead_bytes) = (256 << 10, 512 << 10);
+        },
+    );
     let mut target = served.restored(&areas);
     target.tell("exec");
     assert_eq!(target.signal(), None);

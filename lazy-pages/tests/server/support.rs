@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     fmt,
     io::{BufRead, BufReader, Write},
-    os::unix::{net::UnixListener, process::ExitStatusExt},
+    os::unix::{
+        net::UnixListener,
+        process::{CommandExt, ExitStatusExt},
+    },
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{Arc, Mutex, OnceLock},
@@ -96,11 +99,17 @@ pub fn checkpoint(
         }
     }
     let sealed = writer.finish_pages().unwrap();
-    let task = |pid, dead| Task { pid, parent_pid: 1, threads: 1, dead, command: "target".into() };
+    let root = live[0].0;
+    let parent = |pid| if pid == root { 1 } else { root };
+    let task = |pid, dead| Task { pid, parent_pid: parent(pid), threads: 1, dead, command: "target".into() };
     let file = bundle::File { name: "inventory.img".into(), content: Bytes::from_static(b"images") };
     let meta = CheckpointMeta {
         vmas: live.iter().map(|(pid, areas)| (ObjectId::Task(*pid), areas.clone())).collect(),
-        tasks: live.iter().map(|(pid, _)| task(*pid, false)).chain(dead.iter().map(|pid| task(*pid, true))).collect(),
+        tasks: live
+            .iter()
+            .map(|(pid, _)| task(*pid, false))
+            .chain(dead.iter().map(|pid| task(*pid, true)))
+            .collect(),
         host: Host::default(),
         streams: Vec::new(),
         bundle: bundle::pack([file]).unwrap(),
@@ -140,7 +149,8 @@ impl TestStore {
 
     /// Changes every pack.
     pub fn damage_packs(&self, how: impl Fn(&mut Vec<u8>)) {
-        for (key, bytes) in self.objects.lock().unwrap().iter_mut().filter(|(key, _)| key.contains("/packs/")) {
+        for (key, bytes) in self.objects.lock().unwrap().iter_mut().filter(|(key, _)| key.contains("/packs/"))
+        {
             let mut changed = bytes.to_vec();
             how(&mut changed);
             assert!(changed != bytes[..], "{key} was not changed");
@@ -293,12 +303,22 @@ pub struct Target {
 impl Target {
     /// Starts it; it has connected to `socket` when its first command is answered.
     pub fn start(socket: &Path) -> Self {
-        let mut child = Command::new(executable())
-            .args([socket.as_os_str(), SEED.to_string().as_ref()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::spawn(Command::new(executable()), socket)
+    }
+
+    /// The same under another user.
+    pub fn start_as(user: u32, socket: &Path) -> Self {
+        // Where that user can execute it.
+        let copy = socket.with_file_name("target");
+        std::fs::copy(executable(), &copy).unwrap();
+        let mut command = Command::new(copy);
+        command.uid(user);
+        Self::spawn(command, socket)
+    }
+
+    fn spawn(mut command: Command, socket: &Path) -> Self {
+        command.args([socket.as_os_str(), SEED.to_string().as_ref()]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (stdin, stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
         Self { child, stdin, stdout }
     }
@@ -382,7 +402,8 @@ fn executable() -> &'static Path {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/server/target.c");
         let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("target-{}", std::process::id()));
         let compiler = std::env::var_os("CC").unwrap_or("cc".into());
-        let status = Command::new(compiler).args(["-Wall", "-O1", "-pthread", "-o"]).arg(&built).arg(source).status();
+        let status =
+            Command::new(compiler).args(["-Wall", "-O1", "-pthread", "-o"]).arg(&built).arg(source).status();
         assert!(status.unwrap().success(), "target.c does not compile");
         built
     })

@@ -5,15 +5,13 @@
 //! instance's metadata service. The last two have a time limit, so that a machine without them gets its error soon.
 //! Credentials that expire are fetched again a minute before. Nothing here is ever printed.
 
-use std::{env, fmt, path::PathBuf, time::Duration};
+use std::{env, fmt, path::PathBuf};
 
-use rusoto_credential::{AwsCredentials, ContainerProvider, InstanceMetadataProvider, ProvideAwsCredentials};
+use rusoto_credential::AwsCredentials;
 use tokio::sync::Mutex;
 
-use super::profile;
+use super::{metadata, profile};
 
-/// A metadata service answers in milliseconds, or there is none.
-const METADATA_LIMIT: Duration = Duration::from_secs(2);
 /// Credentials are renewed this many seconds before they expire.
 const RENEW_AHEAD: i64 = 60;
 
@@ -83,7 +81,7 @@ impl Credentials {
                 }
             }
         }
-        from_services().await.ok_or_else(|| {
+        from_services().await?.ok_or_else(|| {
             "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or have a profile in \
              ~/.aws/credentials; no container or instance offers any either"
                 .to_owned()
@@ -148,19 +146,18 @@ fn from_profile(name: &str) -> Result<Option<AwsCredentials>, String> {
     Ok(None)
 }
 
-async fn from_services() -> Option<AwsCredentials> {
-    let mut container = ContainerProvider::new();
-    container.set_timeout(METADATA_LIMIT);
-    // The provider's own limit leaves out the body.
-    if let Ok(Ok(credentials)) = tokio::time::timeout(METADATA_LIMIT, container.credentials()).await {
-        return Some(credentials);
+async fn from_services() -> Result<Option<AwsCredentials>, String> {
+    if let Some(credentials) = metadata::container(variable).await? {
+        return Ok(Some(credentials));
     }
     if variable("AWS_EC2_METADATA_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
-        return None;
+        return Ok(None);
     }
-    let mut instance = InstanceMetadataProvider::new();
-    instance.set_timeout(METADATA_LIMIT);
-    tokio::time::timeout(METADATA_LIMIT, instance.credentials()).await.ok()?.ok()
+    let address = variable("AWS_EC2_METADATA_SERVICE_ENDPOINT");
+    Ok(metadata::instance(
+        address.as_deref().map_or(metadata::INSTANCE, |address| address.trim_end_matches('/')),
+    )
+    .await)
 }
 
 /// The region to sign for when the address names none.

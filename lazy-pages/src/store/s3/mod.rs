@@ -14,6 +14,7 @@
 mod answers;
 mod credentials;
 mod link;
+mod metadata;
 mod profile;
 mod progress;
 

@@ -79,7 +79,7 @@ impl Control {
                 Some(Request { id, verb }) => {
                     // Taken away first: the next request may come as soon as the answer is there.
                     std::fs::remove_file(&request)?;
-                    let result = duty.request(&verb);
+                    let result = if verb == "ping" { Ok(Report::default()) } else { duty.request(&verb) };
                     write(&answer_file(&self.directory, task, id), &Answer { result })?;
                 }
                 None => {
