@@ -52,13 +52,20 @@ impl Agent {
         });
         found.push(capability("criu", true, version, "nothing can be checkpointed or restored"));
         if let Ok(criu) = &criu {
-            let works = criu.check().map(|()| "its own check passes".to_owned()).map_err(|error| error.to_string());
-            found.push(capability("criu-check", true, works, "checkpoints or restores will fail on this kernel"));
+            let works =
+                criu.check().map(|()| "its own check passes".to_owned()).map_err(|error| error.to_string());
+            found.push(capability(
+                "criu-check",
+                true,
+                works,
+                "checkpoints or restores will fail on this kernel",
+            ));
             let features = criu.features().map_err(|error| error.to_string());
-            let lazy = features.as_ref().map_err(Clone::clone).and_then(|features| match features.lazy_pages {
-                true => Ok("CRIU can restore with userfaultfd".to_owned()),
-                false => Err("CRIU cannot use userfaultfd on this kernel".to_owned()),
-            });
+            let lazy =
+                features.as_ref().map_err(Clone::clone).and_then(|features| match features.lazy_pages {
+                    true => Ok("CRIU can restore with userfaultfd".to_owned()),
+                    false => Err("CRIU cannot use userfaultfd on this kernel".to_owned()),
+                });
             found.push(capability(
                 "lazy-restore",
                 false,
@@ -89,8 +96,15 @@ impl Agent {
             "processes of users other than root cannot be checkpointed",
         ));
         let memory = ["/run", "/dev/shm"].into_iter().find(|path| workdir::is_tmpfs(Path::new(path)));
-        let memory = memory.map(|path| format!("{path} is a tmpfs")).ok_or("neither /run nor /dev/shm is a tmpfs".into());
-        found.push(capability("tmpfs", false, memory, "metadata images are written to a disk during an operation"));
+        let memory = memory
+            .map(|path| format!("{path} is a tmpfs"))
+            .ok_or("neither /run nor /dev/shm is a tmpfs".into());
+        found.push(capability(
+            "tmpfs",
+            false,
+            memory,
+            "metadata images are written to a disk during an operation",
+        ));
         let store = self.block_on(self.store.probe());
         let store = store.map(|()| self.store.describe()).map_err(|error| error.to_string());
         found.push(capability("store", true, store, "checkpoints cannot be kept safely"));
@@ -101,7 +115,9 @@ impl Agent {
 fn write_tracking() -> Result<String, String> {
     match kernel::tracks_writes() {
         Ok(()) => Ok("the kernel can report written pages (asynchronous write-protect)".to_owned()),
-        Err(error) => Err(format!("the kernel has no asynchronous write-protect, 6.7 and newer have it ({error})")),
+        Err(error) => {
+            Err(format!("the kernel has no asynchronous write-protect, 6.7 and newer have it ({error})"))
+        }
     }
 }
 

@@ -27,8 +27,8 @@ use std::{
 
 use bytes::Bytes;
 use criu_rpc::{
-    Criu, CriuError, DumpOptions, ImageDir, Notification, PageObject, PageStream, PageStreamError, Record, Version,
-    images::PagemapEntry,
+    Criu, CriuError, DumpOptions, ImageDir, Notification, PageObject, PageStream, PageStreamError, Record,
+    Version, images::PagemapEntry,
 };
 use lazy_pages::{
     catalog::Catalog,
@@ -340,7 +340,10 @@ struct DumpedImages {
 
 impl DumpedImages {
     /// Reads the images and completes them with the page maps of a lazy restore: CRIU leaves those to its page server.
-    fn read(path: &Path, entries: &HashMap<PageObject, (u32, Vec<PagemapEntry>)>) -> Result<Self, AgentError> {
+    fn read(
+        path: &Path,
+        entries: &HashMap<PageObject, (u32, Vec<PagemapEntry>)>,
+    ) -> Result<Self, AgentError> {
         let directory = ImageDir::open(path)?;
         let mut tasks = Vec::new();
         let mut vmas = HashMap::new();

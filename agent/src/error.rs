@@ -112,7 +112,9 @@ pub enum AgentError {
     #[error("CRIU ended the dump without asking for the commit")]
     NoCommit,
     /// CRIU's flags of a page and of the area around it contradict each other.
-    #[error("CRIU's dump contradicts itself about {object} at {address:#x}: is it to be restored on demand or not?")]
+    #[error(
+        "CRIU's dump contradicts itself about {object} at {address:#x}: is it to be restored on demand or not?"
+    )]
     LazyDisagreement {
         /// Whose memory.
         object: String,
@@ -193,18 +195,31 @@ impl AgentError {
     /// What a person can do about it.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::NoSuchProcess { .. } => "look the pid up with `ps`; a pid inside a container is not the host's",
-            Self::ContainsAgent { .. } => "checkpoint the workload itself, not the shell or service that runs this",
-            Self::StillLazy { .. } => "wait until its pages are there (`restore --wait-resident` says when), then retry",
-            Self::PidTaken { .. } => "end that process, or restore on another machine or in another pid namespace",
+            Self::NoSuchProcess { .. } => {
+                "look the pid up with `ps`; a pid inside a container is not the host's"
+            }
+            Self::ContainsAgent { .. } => {
+                "checkpoint the workload itself, not the shell or service that runs this"
+            }
+            Self::StillLazy { .. } => {
+                "wait until its pages are there (`restore --wait-resident` says when), then retry"
+            }
+            Self::PidTaken { .. } => {
+                "end that process, or restore on another machine or in another pid namespace"
+            }
             Self::NoCheckpoint { .. } => "`migration-agent list` shows what the store holds",
-            Self::UnknownCheckpoint { app, .. } => return Some(format!("`migration-agent list --app {app}` shows them")),
+            Self::UnknownCheckpoint { app, .. } => {
+                return Some(format!("`migration-agent list --app {app}` shows them"));
+            }
             Self::WrongMachine { .. } => "restore it on a machine of the same kind",
             Self::NotRoot => "run it as root: freezing and rebuilding processes needs it",
             Self::NoUserfaultfd => {
                 "use `--strategy full`, or a kernel built with CONFIG_USERFAULTFD; `migration-agent check` tells more"
             }
             Self::WorkDirectory { .. } => "give one with --work-dir; a tmpfs is best",
+            Self::Catalog(CatalogError::Leased { .. }) => {
+                "let the restore or checkpoint that uses it end; what a crash left behind expires after a day"
+            }
             Self::Criu(error) => return error.hint().map(str::to_owned),
             Self::Store(error) | Self::Catalog(CatalogError::Store(error)) => return store_hint(error),
             _ => return None,
@@ -222,7 +237,9 @@ fn store_hint(error: &StoreError) -> Option<String> {
         StoreError::NoConditionalCreate { .. } => {
             "use a store that honours `If-None-Match: *` (S3, MinIO), or a directory: file:///path"
         }
-        StoreError::Unavailable { .. } => "check the endpoint in the store address and the network, then retry",
+        StoreError::Unavailable { .. } => {
+            "check the endpoint in the store address and the network, then retry"
+        }
         StoreError::InvalidUrl { .. } => {
             "use file:///dir or s3://bucket/prefix?endpoint=http://host:port&region=us-east-1&path-style=true"
         }

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use criu_sys::process::{Isolation, isolate};
 use lazy_pages::{
     ids::{AppId, CheckpointId},
     server::{
@@ -67,7 +68,8 @@ impl PageServerProcess {
                     .map_err(AgentError::path("open", *path))?,
             ),
         };
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .arg("page-server")
             .arg(format!("--store={store}"))
             .arg(format!("--app={app}"))
@@ -77,9 +79,13 @@ impl PageServerProcess {
             .arg("--json")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(stderr)
-            .spawn()
-            .map_err(AgentError::path("start", program))?;
+            .stderr(stderr);
+        // A page server to which no task has come yet ends on SIGTERM, so a restore that dies early leaves none behind; once
+        // tasks depend on it, it goes on whoever ends.
+        let mut isolation = Isolation::new();
+        isolation.parent_death_signal(libc::SIGTERM);
+        isolate(&mut command, isolation);
+        let mut child = command.spawn().map_err(AgentError::path("start", program))?;
         let events = child.stdout.take().map(follow).ok_or_else(|| failed("it has no output"))?;
         Ok(Self { child, events })
     }
@@ -90,14 +96,14 @@ impl PageServerProcess {
     /// When it ends before, or takes longer than `limit`.
     pub fn ready(&self, limit: Duration) -> Result<(), AgentError> {
         match self.events.recv_timeout(limit) {
-                Ok(Report::Ready { .. }) => return Ok(()),
-                Ok(Report::Failed { reason }) => return Err(AgentError::PageServer { reason }),
-                Ok(other) => return Err(failed(&format!("it said {other:?} before it was ready"))),
-                Err(RecvTimeoutError::Timeout) => {
-                    return Err(failed(&format!("it was not ready after {} s", limit.as_secs())));
-                }
-                Err(RecvTimeoutError::Disconnected) => return Err(failed("it ended before it was ready")),
+            Ok(Report::Ready { .. }) => Ok(()),
+            Ok(Report::Failed { reason }) => Err(AgentError::PageServer { reason }),
+            Ok(other) => Err(failed(&format!("it said {other:?} before it was ready"))),
+            Err(RecvTimeoutError::Timeout) => {
+                Err(failed(&format!("it was not ready after {} s", limit.as_secs())))
             }
+            Err(RecvTimeoutError::Disconnected) => Err(failed("it ended before it was ready")),
+        }
     }
 
     /// Waits until every page is in the restored tree.
@@ -110,7 +116,9 @@ impl PageServerProcess {
             Ok(Report::Gone(_)) => Err(failed("the tree ended before its last page had arrived")),
             Ok(Report::Failed { reason }) => Err(AgentError::PageServer { reason }),
             Ok(other) => Err(failed(&format!("it said {other:?} out of turn"))),
-            Err(_) => Err(failed("it died; its guardian ends the tree, so that no missing page turns into zeros")),
+            Err(_) => {
+                Err(failed("it died; its guardian ends the tree, so that no missing page turns into zeros"))
+            }
         }
     }
 

@@ -20,9 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criu_rpc::{
-    ImageDir, PageObject, RestoreOptions, images::PagemapEntry,
-};
+use criu_rpc::{Criu, ImageDir, PageObject, RestoreOptions, images::PagemapEntry};
 use lazy_pages::{
     catalog::{Catalog, CatalogError},
     format::{Manifest, MemoryMap, ObjectId},
@@ -156,7 +154,22 @@ impl Agent {
         let criu = self.criu()?;
         let id = self.resolve(&request.app, request.checkpoint)?;
         let checkpoint = self.open(&request.app, id)?;
+        let restored = self.restore_from(&checkpoint, &criu, request, progress, started);
+        // A page server that is still reading has a lease of its own.
+        self.release(&checkpoint);
+        restored
+    }
+
+    fn restore_from(
+        &self,
+        checkpoint: &Checkpoint,
+        criu: &Criu,
+        request: RestoreRequest,
+        progress: &Progress,
+        started: Instant,
+    ) -> Result<Restored, AgentError> {
         let manifest = checkpoint.manifest();
+        let id = manifest.id;
         host::refuse_other(&manifest.host, &host::facts(criu.version()?))?;
         refuse_taken_pids(manifest)?;
         let work = WorkDir::create(self.work_parent.as_deref())?;
@@ -166,7 +179,7 @@ impl Agent {
         let mut fetched_bytes = 0;
         let page_server = match request.strategy {
             Strategy::Full => {
-                fetched_bytes = self.fetch_everything(&checkpoint, &images, progress)?;
+                fetched_bytes = self.fetch_everything(checkpoint, &images, progress)?;
                 None
             }
             Strategy::LazyStorage => {
@@ -174,8 +187,14 @@ impl Agent {
                     return Err(AgentError::NoUserfaultfd);
                 }
                 let log = request.page_server_log.as_deref().map_or(Log::Inherit, Log::File);
-                let server =
-                    PageServerProcess::start(&request.page_server, &self.store_url, &request.app, id, &images, &log)?;
+                let server = PageServerProcess::start(
+                    &request.page_server,
+                    &self.store_url,
+                    &request.app,
+                    id,
+                    &images,
+                    &log,
+                )?;
                 server.ready(PAGE_SERVER_START)?;
                 Some(server)
             }
@@ -199,16 +218,21 @@ impl Agent {
             Err(error) => {
                 let cause = page_server.and_then(PageServerProcess::end_of_failed_restore);
                 end_leftovers(manifest);
-                self.release(&checkpoint);
                 return Err(cause.unwrap_or(error.into()));
             }
         };
         let resume = started.elapsed();
-        // A page server that is still reading has a lease of its own.
-        self.release(&checkpoint);
         progress.enter(Stage::Filling);
         let strategy = request.strategy;
-        Ok(Restored { checkpoint: id, pid: restored.pid, strategy, resume, started, fetched_bytes, page_server })
+        Ok(Restored {
+            checkpoint: id,
+            pid: restored.pid,
+            strategy,
+            resume,
+            started,
+            fetched_bytes,
+            page_server,
+        })
     }
 
     /// The checkpoint to use: the one named, or the newest.
@@ -218,7 +242,9 @@ impl Agent {
     pub fn resolve(&self, app: &AppId, named: Option<CheckpointId>) -> Result<CheckpointId, AgentError> {
         match named {
             Some(id) => Ok(id),
-            None => self.block_on(Catalog::new(Arc::clone(&self.store)).newest(app)).map_err(|error| self.name(error)),
+            None => self
+                .block_on(Catalog::new(Arc::clone(&self.store)).newest(app))
+                .map_err(|error| self.name(error)),
         }
     }
 
@@ -251,7 +277,12 @@ impl Agent {
     }
 
     /// Puts a complete set of CRIU images into `images`; gives the bytes fetched.
-    fn fetch_everything(&self, checkpoint: &Checkpoint, images: &Path, progress: &Progress) -> Result<u64, AgentError> {
+    fn fetch_everything(
+        &self,
+        checkpoint: &Checkpoint,
+        images: &Path,
+        progress: &Progress,
+    ) -> Result<u64, AgentError> {
         for file in self.block_on(checkpoint.bundle())? {
             // These page maps are made for a lazy restore.
             if !file.name.starts_with("pagemap-") {
@@ -279,8 +310,15 @@ fn complete_pagemap(object: &MemoryMap) -> Vec<PagemapEntry> {
     let mut entries: Vec<PagemapEntry> = Vec::new();
     for run in object.runs.iter().filter(|run| Pages::All.include(object, run)) {
         match entries.last_mut() {
-            Some(last) if last.vaddr + last.pages * PAGE_SIZE as u64 == run.start.get() => last.pages += run.pages,
-            _ => entries.push(PagemapEntry { vaddr: run.start.get(), pages: run.pages, lazy: false, present: true }),
+            Some(last) if last.vaddr + last.pages * PAGE_SIZE as u64 == run.start.get() => {
+                last.pages += run.pages
+            }
+            _ => entries.push(PagemapEntry {
+                vaddr: run.start.get(),
+                pages: run.pages,
+                lazy: false,
+                present: true,
+            }),
         }
     }
     entries

@@ -118,7 +118,9 @@ pub fn wait_for(pid: u32) -> Result<ExitStatus, AgentError> {
 /// Collects what ended together with the workload. A tree that was moved away must not leave zombies: they own the pids
 /// it needs if it comes back here.
 fn collect_ended() {
-    while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive) {}
+    while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive)
+    {
+    }
 }
 
 /// What a workload ended with, in a shell's numbers: its exit code, or 128 plus the signal that ended it.

@@ -68,7 +68,8 @@ impl Tree {
         for &pid in &self.pids {
             let Ok(smaps) = fs::read_to_string(format!("/proc/{pid}/smaps")) else { continue };
             let armed = |line: &str| {
-                line.strip_prefix("VmFlags:").is_some_and(|flags| flags.split_ascii_whitespace().any(|flag| flag == "um"))
+                line.strip_prefix("VmFlags:")
+                    .is_some_and(|flags| flags.split_ascii_whitespace().any(|flag| flag == "um"))
             };
             if smaps.lines().any(armed) {
                 return Err(AgentError::StillLazy { pid });
@@ -148,7 +149,10 @@ fn opened_for_writing(pid: u32, fd: u32) -> bool {
 
 fn descriptors(pid: u32) -> Vec<(u32, PathBuf)> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
-    entries.flatten().filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path()))).collect()
+    entries
+        .flatten()
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))
+        .collect()
 }
 
 /// Every pid there is.

@@ -21,7 +21,8 @@ fn is_held(pid: i32) -> bool {
 /// Checkpoints with the agent killed after `delay`; whether there is one checkpoint more than before.
 fn killed_after(fixture: &Fixture, workload: &Workload, delay: Duration, known: &mut usize) -> bool {
     let pid = workload.pid();
-    let mut agent = fixture.agent(&["checkpoint", "--app", "app", "--pid", &pid.to_string()]).spawn().unwrap();
+    let mut agent =
+        fixture.agent(&["checkpoint", "--app", "app", "--pid", &pid.to_string()]).spawn().unwrap();
     sleep(delay);
     agent.kill().unwrap();
     agent.wait().unwrap();
@@ -94,8 +95,10 @@ fn killing_the_agent_when_the_first_pack_the_bundle_or_the_manifest_appears_lose
         let fixture = Fixture::local();
         let workload = Workload::start("heap", &["--mib", "64"]).unwrap();
         let pid = workload.pid();
-        let mut agent = fixture.agent(&["checkpoint", "--app", "app", "--pid", &pid.to_string()]).spawn().unwrap();
-        let reached = || fixture.objects().iter().any(|path| path.contains(stage) && !path.contains("/.incoming"));
+        let mut agent =
+            fixture.agent(&["checkpoint", "--app", "app", "--pid", &pid.to_string()]).spawn().unwrap();
+        let reached =
+            || fixture.objects().iter().any(|path| path.contains(stage) && !path.contains("/.incoming"));
         assert!(process::wait_until(LIMIT, reached), "{stage} never appeared");
         agent.kill().unwrap();
         agent.wait().unwrap();

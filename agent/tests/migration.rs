@@ -82,7 +82,8 @@ fn a_second_checkpoint_stores_only_what_changed() {
         let second = fixture.checkpoint("app", &workload);
 
         assert_eq!(second["parent"], first["checkpoint"]);
-        let (stored, total) = (second["pages"]["stored"].as_u64().unwrap(), second["pages"]["total"].as_u64().unwrap());
+        let (stored, total) =
+            (second["pages"]["stored"].as_u64().unwrap(), second["pages"]["total"].as_u64().unwrap());
         assert!(stored * 4 < total, "stored {stored} of {total} pages");
         assert!(
             second["bytes"]["uploaded"].as_u64().unwrap() * 3 < first["bytes"]["uploaded"].as_u64().unwrap(),

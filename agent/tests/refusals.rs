@@ -33,7 +33,8 @@ fn a_store_that_cannot_be_used_is_refused_before_anything_is_frozen() {
     let fixture = Fixture::s3();
     let workload = heap("8");
     let server = fixture.server.as_ref().unwrap();
-    let elsewhere = format!("s3://{}/x?endpoint=http://127.0.0.1:9&region=us-east-1&path-style=true", server.bucket);
+    let elsewhere =
+        format!("s3://{}/x?endpoint=http://127.0.0.1:9&region=us-east-1&path-style=true", server.bucket);
     let said = checkpoint_refused(&fixture, &workload, &["--store", &elsewhere], "store");
     assert!(said.contains("cannot be reached"), "{said}");
 
@@ -70,7 +71,8 @@ fn an_unknown_application_or_checkpoint_is_refused_by_name() {
     let error = fixture.refused(&["restore", "--app", "nobody"]);
     assert_eq!(error["reason"], "no-checkpoint");
     assert!(error["message"].as_str().unwrap().contains("nobody"), "{error}");
-    let error = fixture.refused(&["restore", "--app", "nobody", "--checkpoint", "01J00000000000000000000000"]);
+    let error =
+        fixture.refused(&["restore", "--app", "nobody", "--checkpoint", "01J00000000000000000000000"]);
     assert_eq!(error["reason"], "unknown-checkpoint");
     assert!(error["message"].as_str().unwrap().contains("01J00000000000000000000000"), "{error}");
 }
@@ -258,5 +260,39 @@ fn a_full_work_directory_leaves_the_process_running_or_the_checkpoint_whole() {
     }
     drop(full);
     fixture.restore("app", "lazy-storage");
+    intact(&workload);
+}
+
+/// Runs the rest of its command line without the system call userfaultfd (323 on x86-64), as on a kernel built without it.
+const WITHOUT_USERFAULTFD: &str = "
+import ctypes, os, struct, sys
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, 323), (0x06, 0, 0, 0x00050000 | 38), (0x06, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *step) for step in steps))
+class Program(ctypes.Structure): _fields_ = [('length', ctypes.c_ushort), ('code', ctypes.c_void_p)]
+program = Program(len(steps), ctypes.addressof(code))
+assert ctypes.CDLL(None).prctl(22, 2, ctypes.byref(program)) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+";
+
+#[test]
+fn without_userfaultfd_a_lazy_restore_is_refused_and_a_full_one_works() {
+    let fixture = Fixture::local();
+    let workload = heap("8");
+    fixture.checkpoint("app", &workload);
+    let without = |arguments: &[&str]| {
+        let agent = fixture.agent(arguments);
+        let mut command = std::process::Command::new("/usr/bin/python3");
+        command.args(["-c", WITHOUT_USERFAULTFD]).arg(agent.get_program()).args(agent.get_args());
+        command.envs(agent.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.output().unwrap()
+    };
+    let checked = without(&["check", "--json"]);
+    assert!(text(&checked).contains(r#""name":"lazy-restore","ok":false"#), "{}", text(&checked));
+    let refused = without(&["restore", "--app", "app", "--detach", "--json"]);
+    assert!(text(&refused).contains("no-userfaultfd"), "{}", text(&refused));
+    assert!(text(&refused).contains("--strategy full"), "{}", text(&refused));
+    assert!(!process::is_running(workload.pid()));
+    let restored = without(&["restore", "--app", "app", "--detach", "--json", "--strategy", "full"]);
+    assert!(restored.status.success(), "{}", text(&restored));
     intact(&workload);
 }

@@ -16,7 +16,8 @@ use nix::{
     unistd::Pid,
 };
 
-const COUNTER: &str = "trap 'exit 3' TERM; n=0; while :; do n=$((n+1)); echo tick $n; echo tock $n >&2; sleep 0.02; done";
+const COUNTER: &str =
+    "trap 'exit 3' TERM; n=0; while :; do n=$((n+1)); echo tick $n; echo tock $n >&2; sleep 0.02; done";
 
 /// Reads lines until one starts with `word`; the number after it.
 fn next_number(lines: &mut impl BufRead, word: &str) -> u64 {
@@ -103,7 +104,8 @@ fn a_detached_workload_goes_on_in_the_output_file() {
 
     let restored = fixture.json(&["restore", "--app", "app", "--detach"]);
     let log = restored["output"].as_str().unwrap();
-    let grows = || std::fs::read_to_string(log).is_ok_and(|text| text.contains("tick") && text.contains("tock"));
+    let grows =
+        || std::fs::read_to_string(log).is_ok_and(|text| text.contains("tick") && text.contains("tock"));
     let grown = process::wait_until(LIMIT, grows);
     process::end(pid).unwrap();
     process::wait_gone(pid, LIMIT);
@@ -118,10 +120,12 @@ fn a_terminal_survives_a_move() {
     let start = |arguments: &[&str]| {
         let pty = nix::pty::openpty(None, None).unwrap();
         let stream = || Stdio::from(pty.slave.try_clone().unwrap());
-        let child = fixture.agent(arguments).stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap();
+        let child =
+            fixture.agent(arguments).stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap();
         (child, BufReader::new(std::fs::File::from(pty.master)), pty.slave)
     };
-    let (mut run, mut screen, _slave) = start(&["run", "--app", "app", "--pid-file", pid_file, "--", "sh", "-c", COUNTER]);
+    let (mut run, mut screen, _slave) =
+        start(&["run", "--app", "app", "--pid-file", pid_file, "--", "sh", "-c", COUNTER]);
     let pid = read_pid(&fixture);
     let before = next_number(&mut screen, "tick");
     fixture.json(&["checkpoint", "--app", "app", "--pid", &pid.to_string()]);
@@ -140,12 +144,25 @@ fn a_terminal_survives_a_move() {
 fn run_ends_with_the_exit_code_of_the_workload() {
     let fixture = Fixture::local();
     let ends = |script: &str| {
-        fixture.agent(&["run", "--app", "app", "--", "sh", "-c", script]).stderr(Stdio::null()).status().unwrap().code()
+        fixture
+            .agent(&["run", "--app", "app", "--", "sh", "-c", script])
+            .stderr(Stdio::null())
+            .status()
+            .unwrap()
+            .code()
     };
     assert_eq!(ends("exit 7"), Some(7));
     assert_eq!(ends("kill -9 $$"), Some(137));
     let mut waiting = fixture
-        .agent(&["run", "--app", "app", "--", "sh", "-c", "trap 'exit 9' INT; echo ready; while :; do sleep 0.02; done"])
+        .agent(&[
+            "run",
+            "--app",
+            "app",
+            "--",
+            "sh",
+            "-c",
+            "trap 'exit 9' INT; echo ready; while :; do sleep 0.02; done",
+        ])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()

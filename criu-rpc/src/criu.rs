@@ -13,6 +13,7 @@ use migration_proto::criu::rpc::{CriuFeatures, CriuReq, CriuReqType, CriuResp};
 
 use crate::{
     error::{CriuError, HandlerError, RequestKind},
+    images::ImageDir,
     notification::Notification,
     options::{DumpOptions, Prepared, RestoreOptions},
     session::Session,
@@ -163,14 +164,15 @@ impl Criu {
     /// runs. A killed root may have to be reaped before its id is free for another attempt.
     ///
     /// # Errors
-    /// What the handler failed with, as [`CriuError::Handler`]; [`CriuError::Refused`] with CRIU's reasons; the others as
-    /// documented there.
+    /// [`CriuError::Images`] if the images are not complete; what the handler failed with, as [`CriuError::Handler`];
+    /// [`CriuError::Refused`] with CRIU's reasons; the others as documented there.
     pub fn restore(
         &self,
         options: RestoreOptions,
         handler: &mut dyn FnMut(&Notification) -> Result<(), HandlerError>,
     ) -> Result<Restored, CriuError> {
         self.require_supported()?;
+        ImageDir::open(&options.images_dir)?.check_pages()?;
         let answer =
             self.long_request(RequestKind::Restore, CriuReqType::Restore, None, options.prepare()?, handler)?;
         let pid = answer.restore.and_then(|restored| restored.pid).and_then(|pid| u32::try_from(pid).ok());

@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, io, path::PathBuf, process::ExitStatus, time::Duration};
 
-use crate::version::Version;
+use crate::{images::ImageError, version::Version};
 
 /// What a notification handler fails with.
 pub type HandlerError = Box<dyn Error + Send + Sync>;
@@ -83,6 +83,9 @@ pub enum CriuError {
         /// Its length.
         bytes: usize,
     },
+    /// The images were found to be unusable before CRIU was started.
+    #[error("the images cannot be restored")]
+    Images(#[from] ImageError),
     /// CRIU answered that it failed.
     #[error(transparent)]
     Refused(Box<Failure>),
@@ -133,6 +136,7 @@ impl CriuError {
             Self::TooOld { .. } => {
                 Some("install a newer CRIU and name its path with --criu or MIGRATION_CRIU")
             }
+            Self::Images(_) => Some("check that the directory exists and holds a complete set of images"),
             Self::Refused(failure) => failure.hint(),
             Self::Crashed {
                 request: RequestKind::Version | RequestKind::Features | RequestKind::Check,
@@ -309,6 +313,9 @@ impl Cause {
             return Some(Self::MissingFile { path: path.to_owned() });
         }
         if line.contains("Can't open images directory") || line.contains("Can't open dir ") {
+            return Some(Self::ImageDirectory { reason: line.to_owned() });
+        }
+        if line.starts_with("Read ") && line.contains(" expected from ") {
             return Some(Self::ImageDirectory { reason: line.to_owned() });
         }
         if let Some((_, image)) = line.split_once("Unexpected EOF on ") {

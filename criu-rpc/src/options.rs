@@ -204,6 +204,7 @@ impl DumpOptions {
 /// A restore of one tree.
 #[derive(Debug)]
 pub struct RestoreOptions {
+    pub(crate) images_dir: PathBuf,
     wire: rpc::CriuOpts,
     work_dir: Option<PathBuf>,
     inherited: Vec<(String, OwnedFd)>,
@@ -220,6 +221,7 @@ impl RestoreOptions {
     /// unless [`Self::rst_sibling`] is set.
     pub fn new(images_dir: &Path) -> Self {
         Self {
+            images_dir: images_dir.to_owned(),
             wire: common_options(images_dir),
             work_dir: None,
             inherited: Vec::new(),

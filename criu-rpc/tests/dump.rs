@@ -5,6 +5,7 @@ mod common;
 use std::{
     fs,
     os::unix::net::UnixStream,
+    process::{Command, Stdio},
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
@@ -15,6 +16,7 @@ use criu_rpc::{
     Cause, CriuError, DumpOptions, ImageDir, Notification, PageObject, PageStream, PageStreamError,
     images::DescriptorKind,
 };
+use criu_sys::process::{Isolation, isolate};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -112,6 +114,64 @@ fn the_images_beside_the_memory_tell_what_the_process_is() {
     let stdin = descriptors.iter().find(|entry| entry.fd == 0).unwrap();
     assert_eq!(files.iter().find(|file| file.id == stdin.file).unwrap().path.to_str(), Some("/dev/null"));
     assert_eq!(images.pipes().unwrap(), []);
+}
+
+#[test]
+fn a_tree_with_a_thread_a_child_and_a_zombie_is_listed() {
+    let scratch = tempfile::tempdir().unwrap();
+    let images = directory(scratch.path(), "images");
+    let ready = scratch.path().join("ready");
+    let program = "import os, sys, threading, time\n\
+                   if (child := os.fork()) == 0: time.sleep(1000)\n\
+                   if (zombie := os.fork()) == 0: os._exit(0)\n\
+                   os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)\n\
+                   threading.Thread(target=lambda: time.sleep(1000)).start()\n\
+                   with open(sys.argv[1] + '.new', 'w') as out: out.write(f'{child} {zombie}')\n\
+                   os.rename(sys.argv[1] + '.new', sys.argv[1])\n\
+                   time.sleep(1000)";
+    let mut command = Command::new("/usr/bin/python3");
+    command.args(["-S", "-c", program]).arg(&ready);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut isolation = Isolation::new();
+    isolation.new_session();
+    isolate(&mut command, isolation);
+    let mut root = command.spawn().unwrap();
+    wait_until("the tree is ready", || ready.exists());
+    let text = fs::read_to_string(&ready).unwrap();
+    let (child, zombie) = text.split_once(' ').unwrap();
+    let (child, zombie): (u32, u32) = (child.parse().unwrap(), zombie.parse().unwrap());
+
+    let criu = criu();
+    let (socket, receiver) = page_server(criu.version().unwrap(), 0);
+    criu.dump(DumpOptions::new(root.id(), &images).page_server(socket), &mut |_| Ok(())).unwrap();
+    root.wait().unwrap();
+    let received = receiver.join().unwrap().unwrap();
+
+    let images = ImageDir::open(&images).unwrap();
+    let tasks = images.tasks().unwrap();
+    assert_eq!(tasks.len(), 3);
+    assert_eq!((tasks[0].pid, tasks[0].parent, tasks[0].threads.len()), (root.id(), None, 2));
+    let find = |pid| tasks.iter().find(|task| task.pid == pid).unwrap();
+    assert_eq!((find(child).parent, find(child).dead), (Some(root.id()), false));
+    assert_eq!(find(child).threads, [child]);
+    assert_eq!((find(zombie).parent, find(zombie).dead), (Some(root.id()), true));
+    assert_eq!(find(zombie).threads, []);
+    // Memory comes for the living only.
+    let objects: Vec<PageObject> = received.keys().copied().collect();
+    assert_eq!(objects, [PageObject::Task(root.id()), PageObject::Task(child)]);
+    assert!(images.mm(zombie).is_err());
+}
+
+#[test]
+fn a_request_larger_than_the_kernels_default_arrives() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut child = Command::new("true").spawn().unwrap();
+    child.wait().unwrap();
+    let many =
+        (0..10_000).map(|number| format!("mnt[/somewhere/rather/deep/in/the/tree/{number}]:key{number}"));
+    let options = many.fold(DumpOptions::new(child.id(), scratch.path()), DumpOptions::external);
+    let error = criu().dump(options, &mut |_| Ok(())).unwrap_err();
+    assert_eq!(error.cause(), Some(&Cause::NoSuchProcess { pid: child.id() }), "{error:?}");
 }
 
 #[test]
@@ -238,7 +298,7 @@ fn time_spent_in_the_handler_does_not_count() {
 #[test]
 fn a_process_that_does_not_exist_is_named() {
     let scratch = tempfile::tempdir().unwrap();
-    let mut child = std::process::Command::new("true").spawn().unwrap();
+    let mut child = Command::new("true").spawn().unwrap();
     child.wait().unwrap();
     let error = criu().dump(DumpOptions::new(child.id(), scratch.path()), &mut |_| Ok(())).unwrap_err();
     assert_eq!(error.cause(), Some(&Cause::NoSuchProcess { pid: child.id() }), "{error:?}");
@@ -259,7 +319,7 @@ fn an_image_directory_that_does_not_exist_is_named() {
 fn a_process_in_a_foreign_session_is_refused_with_a_hint() {
     let scratch = tempfile::tempdir().unwrap();
     // Shares the session of this test.
-    let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
     let error = criu().dump(DumpOptions::new(child.id(), scratch.path()), &mut |_| Ok(())).unwrap_err();
     child.kill().unwrap();
     child.wait().unwrap();

@@ -1,10 +1,11 @@
 //! Reading a checkpoint.
 //!
 //! What always holds:
-//! - No byte comes out that was not checked against the manifest: pages only as [`VerifiedFrame`]s, the bundle by its hash.
+//! - No byte comes out that was not checked against the manifest: pages only as [`VerifiedFrame`]s, the bundle by its
+//!   hash.
 //! - An open checkpoint holds a lease, so its packs are not deleted; release it when all is read.
-//! - Memory is bounded whatever the size of the checkpoint: requests of at most [`MAX_REQUEST`] bytes, of which at most
-//!   [`REQUESTS_AHEAD`] are under way for a caller.
+//! - Memory is bounded whatever the size of the checkpoint: requests of at most 4 MiB, of which at most eight are
+//!   under way for a caller.
 //! - Dropping a future stops the requests it started.
 
 use std::{
@@ -149,8 +150,8 @@ impl Checkpoint {
         Ok(fetched)
     }
 
-    /// Gives pages of `object` to `sink`, ascending, in stretches of at most a frame. Meant for a thread that may block:
-    /// `sink` runs in between requests.
+    /// Gives pages of `object` to `sink`, ascending, in stretches of at most a frame. Meant for a thread that may
+    /// block: `sink` runs in between requests.
     ///
     /// # Errors
     /// When a page is missing or not what was stored, the object is unknown, or `sink` fails.

@@ -1,8 +1,9 @@
 //! Checking that a checkpoint can be restored, without restoring it.
 //!
-//! The manifest's rules were checked when the checkpoint was opened. The quick check reads the bundle and the page hashes,
-//! and looks whether every pack is there in its full length. With `read_data` every frame is fetched, unpacked and
-//! hashed, and every page's hash is compared with the one in the hashes object, so that a bit changed anywhere is found.
+//! The manifest's rules were checked when the checkpoint was opened. The quick check reads the bundle and the page
+//! hashes, and looks whether every pack is there in its full length. With `read_data` every frame is fetched, unpacked
+//! and hashed, and every page's hash is compared with the one in the hashes object, so that a bit changed anywhere is
+//! found.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -52,8 +53,8 @@ pub struct Progress {
 /// Checks `checkpoint`. Everything that is wrong is found, not only the first thing.
 ///
 /// # Errors
-/// [`VerifyError::Damaged`] when anything is missing or was changed; [`VerifyError::Read`] when the store fails otherwise,
-/// which says nothing about the checkpoint.
+/// [`VerifyError::Damaged`] when anything is missing or was changed; [`VerifyError::Read`] when the store fails
+/// otherwise, which says nothing about the checkpoint.
 pub async fn verify(
     checkpoint: &Checkpoint,
     read_data: bool,

@@ -153,13 +153,22 @@ pub fn show(typed: &OneCheckpoint, global: &Global, output: Output) -> Result<()
     output.result(&Summary::of(manifest), |summary| {
         let mut lines = vec![
             format!("checkpoint  {} of {}", summary.checkpoint, summary.app),
-            format!("taken       {} ago on kernel {} ({})", age(summary.created_unix_ms).trim(), summary.host.kernel, summary.host.architecture),
+            format!(
+                "taken       {} ago on kernel {} ({})",
+                age(summary.created_unix_ms).trim(),
+                summary.host.kernel,
+                summary.host.architecture
+            ),
             format!("parent      {}", summary.parent.as_deref().unwrap_or("none: it is a full checkpoint")),
             format!(
                 "pages       {} ({} zero, {} unchanged, {} stored)",
                 summary.pages.total, summary.pages.zero, summary.pages.unchanged, summary.pages.stored
             ),
-            format!("memory      {}, of which {} were uploaded", human_bytes(summary.bytes.memory), human_bytes(summary.bytes.uploaded)),
+            format!(
+                "memory      {}, of which {} were uploaded",
+                human_bytes(summary.bytes.memory),
+                human_bytes(summary.bytes.uploaded)
+            ),
             format!("packs       {}", manifest.packs.len()),
             "tasks".to_owned(),
         ];

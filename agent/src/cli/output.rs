@@ -24,7 +24,9 @@ impl Output {
     /// Prints one result: as a JSON object, or by `text`.
     pub fn result<T: Serialize>(self, result: &T, text: impl FnOnce(&T) -> String) {
         let line = match self.json {
-            true => serde_json::to_string(result).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}")),
+            true => {
+                serde_json::to_string(result).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+            }
             false => text(result),
         };
         // A reader that has gone away is no reason to fail what has been done.

@@ -37,7 +37,12 @@ struct Report {
 }
 
 /// Restores, then returns at once, when all pages are there, or when the workload ends.
-pub fn restore(typed: Restore, global: &Global, output: Output, signals: &Signals) -> Result<ExitCode, AgentError> {
+pub fn restore(
+    typed: Restore,
+    global: &Global,
+    output: Output,
+    signals: &Signals,
+) -> Result<ExitCode, AgentError> {
     supervise::adopt_orphans()?;
     let agent = agent(global)?;
     let in_front = !typed.detach && !typed.wait_resident;
@@ -121,13 +126,17 @@ fn describe(report: &Report) -> String {
 
 /// What takes the place of the workload's pipes and terminals.
 fn streams(log: Option<&Path>) -> Result<[OwnedFd; 3], AgentError> {
-    let duplicate = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned().map_err(io_error("cannot duplicate a stream"));
+    let duplicate =
+        |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned().map_err(io_error("cannot duplicate a stream"));
     match log {
         None => Ok([duplicate(&io::stdin())?, duplicate(&io::stdout())?, duplicate(&io::stderr())?]),
         Some(path) => {
             let nothing = fs::File::open("/dev/null").map_err(io_error("cannot open /dev/null"))?;
             let file = fs::OpenOptions::new().create(true).append(true).open(path);
-            let file = file.map_err(|source| AgentError::Io { what: format!("cannot open {}", path.display()), source })?;
+            let file = file.map_err(|source| AgentError::Io {
+                what: format!("cannot open {}", path.display()),
+                source,
+            })?;
             Ok([nothing.into(), duplicate(&file)?, file.into()])
         }
     }
@@ -143,8 +152,10 @@ fn page_server_log(typed: &Restore) -> Result<PathBuf, AgentError> {
 
 fn log_file(typed: &Restore, extension: &str) -> Result<PathBuf, AgentError> {
     let directory = settings::state_directory();
-    fs::create_dir_all(&directory)
-        .map_err(|source| AgentError::Io { what: format!("cannot create {}", directory.display()), source })?;
+    fs::create_dir_all(&directory).map_err(|source| AgentError::Io {
+        what: format!("cannot create {}", directory.display()),
+        source,
+    })?;
     Ok(directory.join(format!("{}.{extension}", typed.app.as_str().replace('/', "."))))
 }
 

@@ -64,7 +64,9 @@ impl Fixture {
             command.env("MIGRATION_CRIU", "/opt/criu/bin/criu");
         }
         if let Some(server) = &self.server {
-            command.env("AWS_ACCESS_KEY_ID", &server.access_key).env("AWS_SECRET_ACCESS_KEY", &server.secret_key);
+            command
+                .env("AWS_ACCESS_KEY_ID", &server.access_key)
+                .env("AWS_SECRET_ACCESS_KEY", &server.secret_key);
         }
         command
     }
@@ -127,7 +129,9 @@ impl Fixture {
 /// Collects what ended workloads have left: children of theirs that became this process's when they ended.
 pub fn collect_orphans() {
     for child in process::children(std::process::id() as i32) {
-        if process::state(child) == Some('Z') && matches!(process::name(child).as_deref(), Some("workload" | "sleep")) {
+        if process::state(child) == Some('Z')
+            && matches!(process::name(child).as_deref(), Some("workload" | "sleep"))
+        {
             process::reap(child);
         }
     }

@@ -4,7 +4,7 @@
 //! a pagemap whose lazy entries are not present goes with a pages file that holds the rest, and CRIU restores from it.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{BufWriter, Write},
     path::PathBuf,
 };
@@ -14,7 +14,7 @@ use prost::Message;
 
 use super::{
     ImageDir,
-    reader::{ImageError, Magic, image_header, required},
+    reader::{Entries, ImageError, Magic, image_header, required},
 };
 use crate::{PAGE_SIZE, page_stream::PageObject};
 
@@ -96,32 +96,39 @@ impl ImageDir {
     /// # Errors
     /// When it is missing or corrupt, or refers to pages of a parent checkpoint.
     pub fn read_pagemap(&self, object: PageObject) -> Result<(u32, Vec<PagemapEntry>), ImageError> {
-        let path = self.pagemap_path(object);
-        let mut entries = super::reader::Entries::open(path, Magic::Image(PAGEMAP_MAGIC))?;
-        let head = entries.next::<wire::PagemapHead>(ENTRY_LIMIT)?;
-        let pages_id = required(head.and_then(|head| head.pages_id), "pages_id", entries.path())?;
-        let mut runs = Vec::new();
-        let mut end = 0;
-        while let Some(entry) = entries.next::<wire::PagemapEntry>(ENTRY_LIMIT)? {
-            let flags = entry.flags.unwrap_or(PE_PRESENT);
-            if entry.in_parent == Some(true) || flags & PE_PARENT != 0 {
-                let reason = "it refers to pages of a parent checkpoint".to_owned();
-                return Err(ImageError::Unsupported { path: entries.path().to_owned(), reason });
+        read_pagemap(self.pagemap_path(object))
+    }
+
+    /// Checks that every pages file has exactly the bytes that its pagemap promises. CRIU does not: given too short a file
+    /// it never comes to an end.
+    ///
+    /// # Errors
+    /// When a pagemap or pages file is missing or corrupt.
+    pub fn check_pages(&self) -> Result<(), ImageError> {
+        let list_error = |source| ImageError::Read { path: self.path().to_owned(), source };
+        for file in fs::read_dir(self.path()).map_err(list_error)? {
+            let file = file.map_err(list_error)?;
+            let name = file.file_name();
+            if !name.as_encoded_bytes().starts_with(b"pagemap-") {
+                continue;
             }
-            if flags & !(PE_LAZY | PE_PRESENT) != 0 {
-                return Err(entries.corrupt(format!("unknown flags {flags:#x}")));
+            let (pages_id, runs) = read_pagemap(file.path())?;
+            let promised: u64 = runs.iter().filter(|run| run.present).map(|run| run.pages).sum();
+            let promised = promised * PAGE_SIZE as u64;
+            let path = self.pages_path(pages_id);
+            match fs::metadata(&path) {
+                Ok(pages) if pages.len() == promised => {}
+                Ok(pages) => {
+                    let reason =
+                        format!("it has {} bytes where its pagemap promises {promised}", pages.len());
+                    return Err(ImageError::Corrupt { path, reason });
+                }
+                // CRIU opens it only if it needs it.
+                Err(_) if promised == 0 => {}
+                Err(source) => return Err(ImageError::Open { path, source }),
             }
-            let count = entry.nr_pages.or(entry.compat_nr_pages.map(u64::from));
-            let run = PagemapEntry {
-                vaddr: required(entry.vaddr, "vaddr", entries.path())?,
-                pages: required(count, "nr_pages", entries.path())?,
-                lazy: flags & PE_LAZY != 0,
-                present: flags & PE_PRESENT != 0,
-            };
-            end = check(&run, end).map_err(|reason| entries.corrupt(reason))?;
-            runs.push(run);
         }
-        Ok((pages_id, runs))
+        Ok(())
     }
 
     fn pagemap_path(&self, object: PageObject) -> PathBuf {
@@ -130,6 +137,34 @@ impl ImageDir {
             PageObject::Shared(shmid) => format!("pagemap-shmem-{shmid}.img"),
         })
     }
+}
+
+fn read_pagemap(path: PathBuf) -> Result<(u32, Vec<PagemapEntry>), ImageError> {
+    let mut entries = Entries::open(path, Magic::Image(PAGEMAP_MAGIC))?;
+    let head = entries.next::<wire::PagemapHead>(ENTRY_LIMIT)?;
+    let pages_id = required(head.and_then(|head| head.pages_id), "pages_id", entries.path())?;
+    let mut runs = Vec::new();
+    let mut end = 0;
+    while let Some(entry) = entries.next::<wire::PagemapEntry>(ENTRY_LIMIT)? {
+        let flags = entry.flags.unwrap_or(PE_PRESENT);
+        if entry.in_parent == Some(true) || flags & PE_PARENT != 0 {
+            let reason = "it refers to pages of a parent checkpoint".to_owned();
+            return Err(ImageError::Unsupported { path: entries.path().to_owned(), reason });
+        }
+        if flags & !(PE_LAZY | PE_PRESENT) != 0 {
+            return Err(entries.corrupt(format!("unknown flags {flags:#x}")));
+        }
+        let count = entry.nr_pages.or(entry.compat_nr_pages.map(u64::from));
+        let run = PagemapEntry {
+            vaddr: required(entry.vaddr, "vaddr", entries.path())?,
+            pages: required(count, "nr_pages", entries.path())?,
+            lazy: flags & PE_LAZY != 0,
+            present: flags & PE_PRESENT != 0,
+        };
+        end = check(&run, end).map_err(|reason| entries.corrupt(reason))?;
+        runs.push(run);
+    }
+    Ok((pages_id, runs))
 }
 
 /// Checks a run that follows one that ended at `after`; returns its own end.

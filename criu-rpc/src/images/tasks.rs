@@ -1,6 +1,6 @@
 //! Which tasks a set of images holds, and how the dump went.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use migration_proto::criu::images as wire;
 
@@ -86,12 +86,13 @@ impl ImageDir {
     pub fn tasks(&self) -> Result<Vec<TaskEntry>, ImageError> {
         let mut entries = self.entries("pstree.img", PSTREE)?;
         let mut tasks: Vec<TaskEntry> = Vec::new();
+        let mut known = HashSet::new();
         while let Some(entry) = entries.next::<wire::PstreeEntry>(PSTREE_ENTRY_LIMIT)? {
             let path = entries.path();
             let pid = required(entry.pid, "pid", path)?;
             let parent = Some(required(entry.ppid, "ppid", path)?).filter(|&parent| parent != 0);
-            let orphan = parent.is_some_and(|parent| tasks.iter().all(|task| task.pid != parent));
-            if pid == 0 || orphan || parent.is_none() != tasks.is_empty() {
+            let orphan = parent.is_some_and(|parent| !known.contains(&parent));
+            if pid == 0 || orphan || parent.is_none() != tasks.is_empty() || !known.insert(pid) {
                 return Err(entries.corrupt(format!("task {pid} has no place in the tree")));
             }
             let (group, session) = (required(entry.pgid, "pgid", path)?, required(entry.sid, "sid", path)?);

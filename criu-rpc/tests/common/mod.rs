@@ -74,13 +74,23 @@ pub struct Workload {
 impl Workload {
     /// Starts one in a session of its own, with standard input and output on `/dev/null`; `scratch` is a directory.
     pub fn start(pages: u64, scratch: &Path, open: Option<&Path>) -> Self {
+        // Without restartable sequences, in whose area the kernel notes the CPU whenever the process is stopped.
+        Self::start_tuned(pages, scratch, open, "glibc.pthread.rseq=0")
+    }
+
+    /// Starts one with restartable sequences: a restore touches their area before it has finished.
+    pub fn start_with_rseq(pages: u64, scratch: &Path) -> Self {
+        Self::start_tuned(pages, scratch, None, "glibc.pthread.rseq=1")
+    }
+
+    fn start_tuned(pages: u64, scratch: &Path, open: Option<&Path>, tunables: &str) -> Self {
         let ready = scratch.join("ready");
         let mut command = Command::new("/usr/bin/python3");
         command
             .args(["-S", "-c", PROGRAM, &pages.to_string()])
             .arg(&ready)
             .arg(open.unwrap_or(Path::new("")));
-        command.env_clear().current_dir("/");
+        command.env_clear().env("GLIBC_TUNABLES", tunables).current_dir("/");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut isolation = Isolation::new();
         isolation.new_session();

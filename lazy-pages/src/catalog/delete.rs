@@ -6,7 +6,8 @@
 //! 2. A live lease names D: give up.
 //! 3. Delete D's manifest. From here on D does not exist.
 //! 4. List leases again, *then* list all manifests and read what they refer to.
-//! 5. A live lease names a checkpoint that is not listed, or a manifest cannot be read: leave everything.
+//! 5. A live lease names a checkpoint that is not listed, or a manifest cannot be read: leave everything. The same if all
+//!    this took so long that another delete may have begun; before step 3 that is an error.
 //! 6. Else remove D's bundle and hashes, D's packs that no listed manifest refers to, and garbage of earlier crashes:
 //!    packs without a reference, and bundles and hashes without a manifest, older than [`LEASE_LIFETIME`].
 //!
@@ -16,13 +17,14 @@
 //!   so it is older than 24 hours; but a writer refuses to commit later than 23 hours after it began. Or
 //! - M's writer found X in its parent P. It held a lease naming P from before it read P's manifest until after M was
 //!   committed. If that lease was there when leases were listed, then by step 5 P was listed. If it was put later, P's
-//!   manifest was read after the leases were listed; nobody deletes manifests between the two listings (step 1), so
-//!   P either was listed, or was committed after the listing of manifests. Where P was listed, X has a reference and is
+//!   manifest was read after the leases were listed; nobody deletes manifests between the two listings (step 1), so P
+//!   either was listed, or was committed after the listing of manifests. Where P was listed, X has a reference and is
 //!   kept. Where P was committed after it, P is itself such an M, made earlier; follow its parents down to the writer
 //!   that made X, which is the first case.
 //!
-//! A reader is safe likewise: its lease on D, put before it read D's manifest, either makes step 2 give up, or is found in
-//! step 4 naming a checkpoint that is no longer listed, or was put after step 3, and D's manifest was not there to read.
+//! A reader is safe likewise: its lease on D, put before it read D's manifest, either makes step 2 give up, or is found
+//! in step 4 naming a checkpoint that is no longer listed, or was put after step 3, and D's manifest was not there to
+//! read.
 //!
 //! Crash points. Before step 3: nothing happened but a lease, which dies after an hour. After it: D is gone whole, and
 //! what it leaves has no manifest; the next sweep removes it once it is a day old. During step 6: the same.
@@ -60,6 +62,8 @@ pub enum LeftBecause {
     },
     /// A checkpoint whose packs cannot be known, for its manifest is damaged or of a newer version.
     Unreadable(CheckpointId),
+    /// Finding out what is needed took the better part of an hour.
+    TookTooLong,
 }
 
 impl Catalog {
@@ -70,7 +74,7 @@ impl Catalog {
     /// [`CatalogError::DeleteUnderWay`]; when the store fails. It is deleted or not, never in part; what an error or a
     /// crash leaves behind is removed by a later delete.
     pub async fn delete(&self, app: &AppId, id: CheckpointId) -> Result<Deleted, CatalogError> {
-        self.exclusively(app, async |leases| {
+        self.exclusively(app, async |own, leases| {
             let holds = |lease: &&Found| matches!(lease.of, Holder::Unknown) || lease.of == Holder::Of(id);
             if let Some(lease) = leases.iter().filter(|lease| lease.is_live()).find(holds) {
                 return Err(CatalogError::Leased {
@@ -86,8 +90,11 @@ impl Catalog {
                 Err(CatalogError::Manifest { .. }) => HashSet::new(),
                 Err(other) => return Err(other),
             };
+            if !own.keeps_deletes_out() {
+                return Err(CatalogError::DeleteTookTooLong { app: app.clone() });
+            }
             self.store.delete(&keys::manifest(app, id)).await?;
-            self.sweep_now(app, Some(id), &packs).await
+            self.sweep_now(app, own, Some(id), &packs).await
         })
         .await
     }
@@ -97,14 +104,14 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::DeleteUnderWay`]; when the store fails.
     pub async fn sweep(&self, app: &AppId) -> Result<Deleted, CatalogError> {
-        self.exclusively(app, async |_| self.sweep_now(app, None, &HashSet::new()).await).await
+        self.exclusively(app, async |own, _| self.sweep_now(app, own, None, &HashSet::new()).await).await
     }
 
-    /// Step 1 around `work`, which is given the leases found.
+    /// Step 1 around `work`, which is given the lease put and the leases found.
     async fn exclusively(
         &self,
         app: &AppId,
-        work: impl AsyncFnOnce(&[Found]) -> Result<Deleted, CatalogError>,
+        work: impl AsyncFnOnce(&Lease, &[Found]) -> Result<Deleted, CatalogError>,
     ) -> Result<Deleted, CatalogError> {
         let own = Lease::acquire_for_delete(self.store.clone(), app).await?;
         let attempt = async {
@@ -114,7 +121,7 @@ impl Catalog {
             if let Some(other) = leases.iter().find(other) {
                 return Err(CatalogError::DeleteUnderWay { app: app.clone(), lease: other.key.clone() });
             }
-            work(&leases).await
+            work(&own, &leases).await
         };
         let result = attempt.await;
         // Failing to take it back only delays the next delete.
@@ -128,6 +135,7 @@ impl Catalog {
     async fn sweep_now(
         &self,
         app: &AppId,
+        own: &Lease,
         gone: Option<CheckpointId>,
         its_packs: &HashSet<PackId>,
     ) -> Result<Deleted, CatalogError> {
@@ -161,6 +169,10 @@ impl Catalog {
                 }
                 Err(other) => return Err(other),
             }
+        }
+
+        if !own.keeps_deletes_out() {
+            return Ok(Deleted { left: Some(LeftBecause::TookTooLong), ..Deleted::default() });
         }
 
         let old = |created| lease::age(created) > LEASE_LIFETIME;

@@ -2,8 +2,8 @@
 //!
 //! A lease is put **before** the manifest it is about is read, and removed when nothing depends on that manifest any
 //! more: after a restore is complete, after the checkpoint that builds on it was committed. It is dead
-//! [`LEASE_LIFETIME`] after it was made, so that a crashed holder does not keep a checkpoint for ever; its holder must not
-//! commit anything based on it later than [`LEASE_USE`]. The hour between the two allows for clocks that disagree.
+//! [`LEASE_LIFETIME`] after it was made, so that a crashed holder does not keep a checkpoint for ever; its holder must
+//! not commit anything based on it later than [`LEASE_USE`]. The hour between the two allows for clocks that disagree.
 //!
 //! Dropping a lease that was not released removes it in the background when a tokio runtime is there to do it; if not,
 //! it dies of age.
@@ -32,6 +32,9 @@ pub const LEASE_USE: Duration = Duration::from_secs(23 * 3600);
 
 /// A lease for deleting is short: it keeps other deletes out, nothing else.
 const DELETE_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// How long a delete may rely on being alone.
+const DELETE_USE: Duration = Duration::from_secs(50 * 60);
 
 /// Content of a lease at most; a checkpoint id has 26 bytes.
 const MAX_CONTENT: u64 = 64;
@@ -83,6 +86,11 @@ impl Lease {
     /// Whether something that depends on it may still be committed.
     pub fn is_usable(&self) -> bool {
         !self.released.load(Ordering::Relaxed) && age(self.id.created()) < LEASE_USE
+    }
+
+    /// Whether a delete that holds it is still sure to be the only one.
+    pub(super) fn keeps_deletes_out(&self) -> bool {
+        age(self.id.created()) < DELETE_USE
     }
 
     /// Gives it up. Doing so twice is harmless.

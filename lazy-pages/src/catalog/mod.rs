@@ -3,8 +3,8 @@
 //! What always holds:
 //! - A checkpoint exists if and only if its manifest does.
 //! - Whoever depends on a checkpoint's packs holds a [`Lease`] taken before its manifest was read.
-//! - Deleting never takes a page from a checkpoint that still exists, or from one that is being made; the argument is in
-//!   [`delete`]. A crash while deleting leaves garbage, which a later delete or [`Catalog::sweep`] removes.
+//! - Deleting never takes a page from a checkpoint that still exists, or from one that is being made; the argument is
+//!   in `catalog/delete.rs`. A crash while deleting leaves garbage, which a later delete or [`Catalog::sweep`] removes.
 
 mod delete;
 mod lease;
@@ -142,6 +142,12 @@ pub enum CatalogError {
         app: AppId,
         /// Name of the lease object.
         lease: String,
+    },
+    /// It took so long that another delete may have begun; nothing was deleted.
+    #[error("deleting a checkpoint of {app} took too long; nothing was deleted")]
+    DeleteTookTooLong {
+        /// The application.
+        app: AppId,
     },
     /// The store failed.
     #[error(transparent)]

@@ -1,5 +1,6 @@
-//! Hashes of pages. One pass over the bytes serves both ends: a page whose hash is that of the same page in the previous
-//! checkpoint need not be stored, and a frame is intact when the hash over its pages' hashes is the one in the manifest.
+//! Hashes of pages. One pass over the bytes serves both ends: a page whose hash is that of the same page in the
+//! previous checkpoint need not be stored, and a frame is intact when the hash over its pages' hashes is the one in the
+//! manifest.
 //!
 //! A page hash is plain BLAKE3 of the page, cut to 16 bytes, so anyone can recompute it with any implementation. A
 //! 4 KiB input fills only four SIMD lanes when hashed alone; the pages of a frame are therefore hashed side by side,

@@ -3,8 +3,8 @@
 //! What always holds of a [`Manifest`] that was decoded or can be encoded is listed, and checked both times, in
 //! [`invariants`](super::invariants). The ones every reader leans on:
 //! - Runs of a [`MemoryMap`] are sorted, do not overlap and are not empty.
-//! - Every page of every [`Vma`] is in exactly one run, and no run crosses the edge of a VMA. So a page that is in no run
-//!   was not there when the checkpoint was taken; "not listed" never means "zero".
+//! - Every page of every [`Vma`] is in exactly one run, and no run crosses the edge of a VMA. So a page that is in no
+//!   run was not there when the checkpoint was taken; "not listed" never means "zero".
 //! - Every stored run lies inside the frame it names; every frame lies inside its pack.
 
 use crate::{
@@ -161,8 +161,8 @@ impl MemoryMap {
         self.vmas.get(at).filter(|vma| vma.start <= address)
     }
 
-    /// Whether `run`, one of this map's, must be in memory before the process runs. Zeros count outside lazy-capable areas:
-    /// there a page that is not written keeps what is below it, such as a file's content.
+    /// Whether `run`, one of this map's, must be in memory before the process runs. Zeros count outside lazy-capable
+    /// areas: there a page that is not written keeps what is below it, such as a file's content.
     pub fn is_eager(&self, run: &Run) -> bool {
         match run.source {
             Source::Stored { eager, .. } => eager,

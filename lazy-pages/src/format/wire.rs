@@ -332,21 +332,17 @@ fn packs_from_proto(messages: Vec<proto::Pack>) -> Result<(Vec<PackEntry>, Vec<F
         if columns != [count; 4] || !rest.is_empty() {
             return Err(invalid(format!("the columns of pack {pack} differ in length")));
         }
-        for at in 0..count {
-            let codec = match message.codec[at] {
+        let sizes = message.stored_length.iter().zip(&message.pages).zip(&message.codec);
+        for ((&offset, ((&stored_length, &pages), codec)), &hash) in
+            message.offset.iter().zip(sizes).zip(hashes)
+        {
+            let codec = match *codec {
                 0 => Codec::None,
                 1 => Codec::Lz4,
                 2 => Codec::Zstd,
                 other => return Err(invalid(format!("a frame of pack {pack} has unknown codec {other}"))),
             };
-            frames.push(FrameEntry {
-                pack,
-                offset: message.offset[at],
-                stored_length: message.stored_length[at],
-                pages: message.pages[at],
-                codec,
-                hash: hashes[at],
-            });
+            frames.push(FrameEntry { pack, offset, stored_length, pages, codec, hash });
         }
     }
     Ok((packs, frames))

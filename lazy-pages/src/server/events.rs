@@ -11,6 +11,8 @@
 //! Completion means *stored* pages. Zero pages nobody has touched are left to the kernel: once the descriptors are
 //! closed, it maps zeros there by itself, which is what the checkpoint says is there.
 
+mod admission;
+
 use std::{
     collections::{HashMap, HashSet},
     io,
@@ -36,11 +38,10 @@ use crate::{
     server::{
         filler::{Filler, KeepWorking},
         guardian::{Guardian, GuardianCommand, until_gone},
-        page_state::PageState,
-        registration::{Connection, Message},
+        registration::Connection,
         space::{Answer, FillError, Space, SpaceId},
-        tree::{self, Tree},
-        uffd::{BATCH, Event, EventBuffer, Uffd},
+        tree::Tree,
+        uffd::{BATCH, Event, Uffd},
     },
     units::VirtAddr,
 };
@@ -153,7 +154,7 @@ pub struct EventLoop {
     foreign: Vec<Uffd>,
     forked: bool,
     deferred: Vec<Deferred>,
-    buffer: EventBuffer,
+    events: Vec<Event>,
 }
 
 impl EventLoop {
@@ -201,7 +202,7 @@ impl EventLoop {
             foreign: Vec::new(),
             forked: false,
             deferred: Vec::new(),
-            buffer: EventBuffer::default(),
+            events: Vec::with_capacity(BATCH),
         })
     }
 
@@ -274,203 +275,67 @@ impl EventLoop {
         }
     }
 
-    fn accept(&mut self) {
-        loop {
-            let stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    tracing::warn!("a connection cannot be accepted: {error}");
-                    return;
-                }
-            };
-            match Connection::new(stream) {
-                Ok(connection) => {
-                    let id = self.next_connection;
-                    self.next_connection += 1;
-                    self.watch(connection.as_fd(), Source::Connection(id));
-                    self.connections.insert(id, connection);
-                }
-                Err(error) => tracing::warn!("a connection was refused: {error}"),
-            }
-        }
-    }
-
     fn watch(&self, fd: BorrowedFd<'_>, source: Source) {
         if let Err(error) = epoll::add(&self.epoll, fd, source.token(), epoll::EventFlags::IN) {
             self.filler.fail(format!("a descriptor cannot be watched: {error}"));
         }
     }
 
-    fn read_connection(&mut self, id: u64) {
-        while let Some(message) = self.connections.get_mut(&id).and_then(Connection::next) {
-            let last = matches!(message, Message::Closed);
-            let outcome = match message {
-                Message::Task { pid, sender, uffd } => self.register(id, pid, sender, uffd),
-                Message::Zombie { pid } => self.register_zombie(id, pid),
-                Message::Finished if self.owner == Some(id) => self.restore_finished(),
-                Message::Finished => Err("the end of a restore that has not begun".to_owned()),
-                Message::Malformed(what) => Err(format!("not CRIU's protocol: {what}")),
-                Message::Closed if self.owner == Some(id) && !self.restored => {
-                    Err("CRIU closed the connection before all tasks were ready".to_owned())
-                }
-                Message::Closed => Ok(()),
-            };
-            let failed = outcome.is_err();
-            match outcome {
-                Ok(()) => {}
-                Err(reason) if self.owner == Some(id) && !self.restored => {
-                    self.restore_failure.get_or_insert(reason);
-                }
-                Err(reason) => tracing::warn!("a connection was closed: {reason}"),
-            }
-            if last || failed {
-                self.connections.remove(&id);
-            }
-        }
-    }
-
-    /// A task hands over its descriptor. The first one makes its connection the owner of the restore; from then on a
-    /// mistake is a failed restore, before it only a connection to be closed.
-    fn register(&mut self, connection: u64, pid: u32, sender: u32, fd: OwnedFd) -> Result<(), String> {
-        let uffd = match Uffd::adopt(fd) {
-            Ok(uffd) => uffd,
-            Err((_, reason)) => return Err(format!("the descriptor of task {pid} cannot be used: {reason}")),
-        };
-        let known = self.check_task(connection, pid, sender);
-        if self.owner.is_none() && known.is_ok() {
-            self.owner = Some(connection);
-            mark(&self.times.registered, self.started);
-        }
-        if self.owner != Some(connection) {
-            return known.map(|_| ());
-        }
-        // It is our restore now: whatever is wrong with this task, it must not run on with zeros.
-        let pidfd = tree::open(sender);
-        if let (Ok(pidfd), Some(guardian)) = (&pidfd, &self.guardian) {
-            let _ = guardian.watch(sender, pidfd.as_fd());
-        }
-        if let Some(guardian) = &self.guardian {
-            let _ = guardian.hold(&uffd);
-        }
-        let watched = pidfd.as_ref().ok().and_then(|pidfd| pidfd.try_clone().ok());
-        if let Ok(pidfd) = pidfd {
-            self.tree.add(sender, pidfd);
-        }
-        match (known, watched) {
-            (Ok(object), Some(pidfd)) => {
-                self.watch(pidfd.as_fd(), Source::Process(u64::from(sender)));
-                self.pidfds.insert(u64::from(sender), pidfd);
-                self.registered.insert(pid);
-                let state = PageState::new(&self.filler.layout.manifest().objects[object]);
-                tracing::debug!(pid, sender, missing = state.missing_pages(), "a task has registered");
-                let space = self.filler.spaces.add(object, uffd, state);
-                self.filler.frames().expect_again(&self.filler.layout, object);
-                self.watch(space.uffd().as_fd(), Source::Space(space.id));
-                Ok(())
-            }
-            (known, _) => {
-                self.foreign.push(uffd);
-                Err(known.err().unwrap_or_else(|| format!("task {pid} has ended already")))
-            }
-        }
-    }
-
-    fn check_task(&self, connection: u64, pid: u32, sender: u32) -> Result<usize, String> {
-        if self.restored || self.owner.is_some_and(|owner| owner != connection) {
-            return Err(format!("task {pid} belongs to a second restore; this server serves one"));
-        }
-        if sender == 0 {
-            return Err(format!("task {pid} is not visible in this server's pid namespace"));
-        }
-        if self.registered.contains(&pid) {
-            return Err(format!("task {pid} registers twice"));
-        }
-        let manifest = self.filler.layout.manifest();
-        if !manifest.tasks.iter().any(|task| task.pid == pid && !task.dead) {
-            return Err(format!("checkpoint {} has no live task {pid}", manifest.id));
-        }
-        let object = self.filler.layout.object_of_task(pid);
-        object.ok_or_else(|| format!("checkpoint {} has no memory of task {pid}", manifest.id))
-    }
-
-    fn register_zombie(&mut self, connection: u64, pid: u32) -> Result<(), String> {
-        let manifest = self.filler.layout.manifest();
-        if !manifest.tasks.iter().any(|task| task.pid == pid && task.dead) {
-            return Err(format!("checkpoint {} has no dead task {pid}", manifest.id));
-        }
-        if *self.owner.get_or_insert(connection) != connection {
-            return Err(format!("zombie {pid} belongs to a second restore; this server serves one"));
-        }
-        Ok(())
-    }
-
-    fn restore_finished(&mut self) -> Result<(), String> {
-        let manifest = self.filler.layout.manifest();
-        for task in manifest.tasks.iter().filter(|task| !task.dead && !self.registered.contains(&task.pid)) {
-            let object = self.filler.layout.object_of_task(task.pid);
-            // Its memory would be zero, and nobody would ask.
-            if object.is_some_and(|object| !manifest.objects[object].vmas.is_empty()) {
-                return Err(format!("task {} runs without having registered its memory", task.pid));
-            }
-        }
-        self.restored = true;
-        mark(&self.times.restored, self.started);
-        tracing::debug!(tasks = self.registered.len(), "the restore is finished");
-        self.filler.start_background();
-        Ok(())
-    }
-
     /// Reads what a descriptor has to say: first all of it that changes the map, then answers the faults.
     fn read_events(&mut self, space: &Arc<Space>) {
+        let mut events = std::mem::take(&mut self.events);
         loop {
-            let mut faults = Vec::new();
             let read = space.exclusively(|space| {
-                // Split the borrow: the buffer is used while the rest of `self` is.
-                let mut buffer = std::mem::take(&mut self.buffer);
-                let mut count = 0;
-                let result = space.uffd().read(&mut buffer).map(|events| {
-                    for event in events {
-                        count += 1;
-                        match event {
-                            Event::Fault(page) => faults.push(page),
-                            Event::Fork(child) => self.fork(space, child),
-                            Event::Remap { from, to, pages } => {
-                                space.state().remap(from, to, pages);
-                                space.uffd().wake(from, from.add(pages));
-                            }
-                            Event::Remove { start, end } => {
-                                space.state().remove(start, end);
-                                space.uffd().wake(start, end);
-                            }
-                        }
-                    }
-                });
-                self.buffer = buffer;
-                result.map(|()| count)
+                let read = space.uffd().read(&mut events);
+                events.retain_mut(|event| self.is_fault_or_apply(space, event));
+                read
             });
-            let now = Instant::now();
-            if !faults.is_empty() {
+            if !events.is_empty() {
                 mark(&self.times.first_fault, self.started);
-                self.filler.counters.faults.fetch_add(faults.len() as u64, Ordering::Relaxed);
+                self.filler.counters.faults.fetch_add(events.len() as u64, Ordering::Relaxed);
             }
-            for page in faults {
-                self.answer(Deferred { space: Arc::clone(space), page, since: now });
+            let since = Instant::now();
+            for event in events.drain(..) {
+                if let Event::Fault(page) = event {
+                    self.answer(Deferred { space: Arc::clone(space), page, since });
+                }
             }
             match read {
                 Ok(BATCH) => {}
-                Ok(_) => return,
+                Ok(_) => break,
                 Err(error) => {
                     // Without the message the process waits for ever; without the child's descriptor there is no child.
-                    return self.filler.fail(format!("page faults cannot be read: {error}"));
+                    self.filler.fail(format!("page faults cannot be read: {error}"));
+                    break;
                 }
             }
         }
+        self.events = events;
+    }
+
+    /// Applies an event that changes the map. Called while nobody copies.
+    fn is_fault_or_apply(&mut self, space: &Space, event: &mut Event) -> bool {
+        match event {
+            Event::Fault(_) => return true,
+            Event::Fork(child) => {
+                if let Some(child) = child.take() {
+                    self.fork(space, child);
+                }
+            }
+            &mut Event::Remap { from, to, pages } => {
+                space.state().remap(from, to, pages);
+                space.uffd().wake(from, from.add(pages));
+            }
+            &mut Event::Remove { start, end } => {
+                space.state().remove(start, end);
+                space.uffd().wake(start, end);
+            }
+        }
+        false
     }
 
     /// Called while nobody copies to the parent.
-    fn fork(&mut self, parent: &Space, child: OwnedFd) {
-        let child = Uffd::of_child(child);
+    fn fork(&mut self, parent: &Space, child: Uffd) {
         if let Some(guardian) = &self.guardian {
             let _ = guardian.hold(&child);
         }
@@ -574,7 +439,7 @@ impl EventLoop {
             }
             self.filler.start_background();
         }
-        let all_gone = !self.registered.is_empty() && self.filler.spaces.all().is_empty();
+        let all_gone = !self.registered.is_empty() && self.filler.spaces.is_empty();
         all_gone.then_some(End::TreeGone)
     }
 

@@ -179,17 +179,18 @@ impl Frames {
     /// An address space of `object` has appeared that misses everything.
     pub fn expect_again(&mut self, layout: &Layout, object: usize) {
         for frame in layout.frames_of(object) {
-            self.set_idle_if_delivered(frame);
+            self.set_idle(frame);
         }
     }
 
     /// Somebody misses a page of `frame`, which may count as delivered.
     pub fn expect_frame_again(&mut self, frame: FrameIndex) {
-        self.set_idle_if_delivered(frame.0);
+        self.set_idle(frame.0);
     }
 
-    fn set_idle_if_delivered(&mut self, frame: u32) {
-        if self.phases[frame as usize] == Phase::Delivered {
+    /// Unless it is on its way.
+    fn set_idle(&mut self, frame: u32) {
+        if matches!(self.phases[frame as usize], Phase::Delivered | Phase::Unused) {
             self.phases[frame as usize] = Phase::Idle;
             self.undelivered += 1;
             self.cursor = self.cursor.min(frame);
@@ -201,7 +202,7 @@ impl Frames {
     /// A frame that is on its way as part of a larger request is asked for again, alone: that costs one frame's bytes and
     /// spares the thread the wait for all the others. Whichever comes first counts.
     pub fn want(&mut self, frame: FrameIndex, now: Instant) -> Want {
-        self.set_idle_if_delivered(frame.0);
+        self.set_idle(frame.0);
         if self.recent.front() != Some(&frame.0) {
             self.recent.truncate(RECENT_FAULTS - 1);
             self.recent.push_front(frame.0);

@@ -252,10 +252,10 @@ pub fn run(socket: OwnedFd) -> io::Result<Service> {
             }
         }
     }
-    tracing::error!(
-        spaces = held.len(),
-        "the page server died before all pages were there; its processes are killed"
-    );
+    if !held.is_empty() {
+        let spaces = held.len();
+        tracing::error!(spaces, "the page server died before all pages were there; its processes are killed");
+    }
     until_gone(|| {
         tree.kill();
         held.retain(Uffd::is_alive);

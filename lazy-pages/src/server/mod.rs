@@ -11,8 +11,9 @@
 //! ended. If pages can never come (a missing pack, a damaged frame, a store that stays away), the server kills the tree
 //! first. If the server itself dies, its [`guardian`] does.
 //!
-//! Limit: a process that changes what a child gets of a *missing* area (`MADV_WIPEONFORK`, `MADV_KEEPONFORK`) after it was
-//! restored and forks before all pages are there: the kernel does not report that change, the image's setting counts.
+//! Limit: a process that, after it was restored, changes what a forked child gets of an area (`MADV_WIPEONFORK`,
+//! `MADV_DONTFORK` and their opposites) and forks before all pages are there. The kernel does not report that change; the
+//! image's setting counts.
 //!
 //! Threads: one reads events ([`events`]), several unpack, verify and copy ([`filler`]), fetches run on tokio.
 

@@ -55,6 +55,11 @@ impl Spaces {
         SpaceId(self.0.read().unwrap_or_else(PoisonError::into_inner).next)
     }
 
+    /// Whether all have ended.
+    pub fn is_empty(&self) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).spaces.is_empty()
+    }
+
     /// All of them.
     pub fn all(&self) -> Vec<Arc<Space>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).spaces.clone()

@@ -76,8 +76,8 @@ struct WriteProtect {
 pub enum Event {
     /// A thread waits for this page.
     Fault(VirtAddr),
-    /// The process has forked; the descriptor of the child's address space.
-    Fork(OwnedFd),
+    /// The process has forked; this is the child's address space, until somebody takes it.
+    Fork(Option<Uffd>),
     /// Pages have moved.
     Remap {
         /// From here,
@@ -144,7 +144,7 @@ impl Uffd {
     }
 
     /// Takes the descriptor of a forked child. It reports what its parent's reports.
-    pub fn of_child(fd: OwnedFd) -> Self {
+    fn of_child(fd: OwnedFd) -> Self {
         if let Ok(flags) = fcntl_getfl(&fd) {
             // Inherited from how the parent's was made; only a descriptor made blocking needs this.
             let _ = fcntl_setfl(&fd, flags | OFlags::NONBLOCK);
@@ -213,36 +213,29 @@ impl Uffd {
         result != Err(Errno::SRCH)
     }
 
-    /// Reads what there is, up to the size of `buffer`. An empty answer means nothing is pending.
+    /// Appends what there is, up to [`BATCH`] events, and returns how many. None means that nothing is pending.
     ///
     /// # Errors
     /// When the kernel cannot deliver, for example for want of a descriptor for a forked child.
-    pub fn read<'b>(&self, buffer: &'b mut EventBuffer) -> io::Result<impl Iterator<Item = Event> + use<'b>> {
+    pub fn read(&self, events: &mut Vec<Event>) -> io::Result<usize> {
+        let mut buffer = [0; MESSAGE * BATCH];
         let length = loop {
-            match rustix::io::read(&self.0, &mut buffer.0[..]) {
+            match rustix::io::read(&self.0, &mut buffer) {
                 Ok(length) => break length,
-                Err(Errno::AGAIN) => break 0,
+                Err(Errno::AGAIN) => return Ok(0),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         };
-        Ok(buffer.0[..length].as_chunks::<MESSAGE>().0.iter().filter_map(parse))
+        let messages = buffer[..length].as_chunks::<MESSAGE>().0;
+        events.extend(messages.iter().filter_map(parse));
+        Ok(messages.len())
     }
 }
 
 const MESSAGE: usize = 32;
 /// Messages taken in one read.
 pub const BATCH: usize = 32;
-
-/// Room for one read.
-#[derive(Debug)]
-pub struct EventBuffer([u8; MESSAGE * BATCH]);
-
-impl Default for EventBuffer {
-    fn default() -> Self {
-        Self([0; MESSAGE * BATCH])
-    }
-}
 
 fn parse(message: &[u8; MESSAGE]) -> Option<Event> {
     let word = |at: usize| message[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
@@ -252,8 +245,9 @@ fn parse(message: &[u8; MESSAGE]) -> Option<Event> {
         EVENT_FORK => {
             let raw = word(8) as u32 as RawFd;
             // SAFETY: the kernel has just made this descriptor for the reader of the message, nobody else owns it, and
-            // each message is parsed once (`read` hands out the only iterator over them).
-            Some(Event::Fork(unsafe { OwnedFd::from_raw_fd(raw) }))
+            // each message is parsed once.
+            let child = unsafe { OwnedFd::from_raw_fd(raw) };
+            Some(Event::Fork(Some(Uffd::of_child(child))))
         }
         EVENT_REMAP => {
             Some(Event::Remap { from: address(8), to: address(16), pages: word(24) / PAGE_SIZE as u64 })

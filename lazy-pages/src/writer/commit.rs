@@ -111,7 +111,8 @@ impl SealedPages {
     }
 }
 
-/// The lease keeps these packs from being deleted by us, not by anybody with another tool. One listing is enough to know.
+/// The lease keeps these packs from being deleted by us, not by anybody with another tool. One listing is enough to
+/// know.
 async fn check_inherited(
     store: &dyn ObjectStore,
     app: &AppId,

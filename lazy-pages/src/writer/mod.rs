@@ -1,19 +1,22 @@
 //! Writing a checkpoint while its process is frozen.
 //!
-//!     sink ──windows──► workers (one a core) ──► packer ──packs──► uploads ──► store
-//!      ▲  zero? hash, same as parent?, compress   order, merge       at most 8
-//!      └──────────────── pool of empty windows ◄────┘
+//! ```text
+//! sink ──windows──► workers (one a core) ──► packer ──packs──► uploads ──► store
+//!  ▲  zero? hash, same as parent?, compress   order, merge       at most 8
+//!  └──────────────── pool of empty windows ◄────┘
+//! ```
 //!
 //! What always holds:
-//! - The checkpoint exists once [`SealedPages::commit`] has returned `Ok`, and not before its last step: one conditional put
-//!   of the manifest, after everything it refers to is durable. An error of that put itself may leave it done; the
-//!   checkpoint then exists and is complete.
-//! - Memory is bounded: the pool of windows, the packs being sent, and 16 bytes of hash and about one run for each stretch of
-//!   pages.
-//! - A slow store makes [`CheckpointWriter::buffer`] wait, hence CRIU, whose tree stays frozen until all is durable anyway.
+//! - The checkpoint exists once [`SealedPages::commit`] has returned `Ok`, and not before its last step: one
+//!   conditional put of the manifest, after everything it refers to is durable. An error of that put itself may leave
+//!   it done; the checkpoint then exists and is complete.
+//! - Memory is bounded: the pool of windows, the packs being sent, and 16 bytes of hash and about one run for each
+//!   stretch of pages.
+//! - A slow store makes [`CheckpointWriter::buffer`] wait, hence CRIU, whose tree stays frozen until all is durable
+//!   anyway.
 //! - The first failure, of an upload say, is remembered; every call after it returns it.
-//! - Dropping a writer or [`SealedPages`] stops its threads and uploads. Packs already stored have no manifest that refers
-//!   to them and are removed by a later sweep. The same goes for a `commit` that is cancelled.
+//! - Dropping a writer or [`SealedPages`] stops its threads and uploads. Packs already stored have no manifest that
+//!   refers to them and are removed by a later sweep. The same goes for a `commit` that is cancelled.
 
 mod commit;
 mod error;
@@ -150,13 +153,13 @@ impl CheckpointWriter {
             let (jobs, done) = (to_work.clone(), done.clone());
             let (parent, shared) = (parent.clone(), uploads.clone());
             let work = move || worker::run(&jobs, &done, parent, &shared);
-            writer.workers.push(spawn(format!("packer-{number}"), uploads.clone(), work)?);
+            writer.workers.push(spawn(format!("hasher-{number}"), uploads.clone(), work)?);
         }
         Ok(writer)
     }
 
-    /// The pages that follow are of this object. `pages_id` is the number of the `pages-<n>.img` it will be restored from;
-    /// any that is not used twice.
+    /// The pages that follow are of this object. `pages_id` is the number of the `pages-<n>.img` it will be restored
+    /// from; any that is not used twice.
     ///
     /// # Errors
     /// When the object was opened before, or the writer has failed.
@@ -170,8 +173,8 @@ impl CheckpointWriter {
         Ok(())
     }
 
-    /// Space for some of the next `pages` pages of the open object, from `address` on: as many as fit, at least one. Fill
-    /// all of it, then call [`Self::filled`]. `lazy`: a restore may supply them on demand.
+    /// Space for some of the next `pages` pages of the open object, from `address` on: as many as fit, at least one.
+    /// Fill all of it, then call [`Self::filled`]. `lazy`: a restore may supply them on demand.
     ///
     /// # Errors
     /// When no object is open, the address is out of range, or the writer has failed.

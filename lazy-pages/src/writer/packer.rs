@@ -1,8 +1,8 @@
 //! The last stage: puts windows back into the order of the stream, lets sparse ones share frames, and appends frames to
 //! packs.
 //!
-//! One thread, so that order needs no locks. It blocks only while too many packs are being sent; then the windows of the
-//! pool end up here or in front of here, and the sink waits. That is the back-pressure of the whole pipeline.
+//! One thread, so that order needs no locks. It blocks only while too many packs are being sent; then the windows of
+//! the pool end up here or in front of here, and the sink waits. That is the back-pressure of the whole pipeline.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -58,14 +58,14 @@ pub(super) struct Piece {
     pub page: u64,
     pub pages: u64,
     pub lazy: bool,
-    pub from: From,
+    pub place: Place,
     /// Position of the first page's hash.
     pub hash: usize,
 }
 
 /// Where a piece's content is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum From {
+pub(super) enum Place {
     Zero,
     /// In a frame of the parent, from this page on.
     Parent {
@@ -79,7 +79,7 @@ pub(super) enum From {
     },
 }
 
-impl From {
+impl Place {
     /// Where the content `pages` further on is.
     pub fn skip(self, pages: u64) -> Self {
         match self {
@@ -188,29 +188,29 @@ impl Packer {
         }
         if window.packed.is_some() {
             let frame = self.number_frame()?;
-            self.record(&window, |position| From::New { frame, first: position });
+            self.record(&window, |position| Place::New { frame, first: position });
             self.append(&window, frame)?;
         } else if !window.stored_hashes.is_empty() {
             return self.gather(window);
         } else {
-            self.record(&window, |_| From::Zero);
+            self.record(&window, |_| Place::Zero);
         }
         self.recycle(window);
         Ok(())
     }
 
-    /// Notes what became of each page; `place` tells where the n-th stored page of the window is.
-    fn record(&mut self, window: &Window, place: impl Fn(u32) -> From) {
+    /// Notes what became of each page; `stored_at` tells where the n-th stored page of the window is.
+    fn record(&mut self, window: &Window, stored_at: impl Fn(u32) -> Place) {
         let Pages { pieces, hashes } = &mut self.result.objects[window.object];
         let counts = &mut self.result.counts;
         let mut stored = 0;
         let mut hash = hashes.len();
         for (page, fate) in window.pages.iter().zip(&window.fates) {
             counts.total += 1;
-            let from = match *fate {
-                Fate::Zero => From::Zero,
-                Fate::Unchanged { frame, page } => From::Parent { frame, first: page },
-                Fate::Stored => place(stored),
+            let place = match *fate {
+                Fate::Zero => Place::Zero,
+                Fate::Unchanged { frame, page } => Place::Parent { frame, first: page },
+                Fate::Stored => stored_at(stored),
             };
             match fate {
                 Fate::Zero => counts.zero += 1,
@@ -224,11 +224,11 @@ impl Packer {
                 Some(last)
                     if last.page + last.pages == *page
                         && last.lazy == window.lazy
-                        && last.from.skip(last.pages) == from =>
+                        && last.place.skip(last.pages) == place =>
                 {
                     last.pages += 1;
                 }
-                _ => pieces.push(Piece { page: *page, pages: 1, lazy: window.lazy, from, hash }),
+                _ => pieces.push(Piece { page: *page, pages: 1, lazy: window.lazy, place, hash }),
             }
             hash += usize::from(*fate != Fate::Zero);
         }
@@ -241,7 +241,7 @@ impl Packer {
         let new = window.stored_hashes.len();
         let Some((mut gathering, frame)) = self.gathering[slot].take() else {
             let frame = self.number_frame()?;
-            self.record(&window, |position| From::New { frame, first: position });
+            self.record(&window, |position| Place::New { frame, first: position });
             self.gathering[slot] = Some((window, frame));
             return Ok(());
         };
@@ -254,8 +254,8 @@ impl Packer {
             self.number_frame()?;
         }
         self.record(&window, |position| match position.checked_sub(left) {
-            None => From::New { frame, first: before as u32 + position },
-            Some(first) => From::New { frame: next, first },
+            None => Place::New { frame, first: before as u32 + position },
+            Some(first) => Place::New { frame: next, first },
         });
         if before + fits < FRAME_PAGES {
             self.gathering[slot] = Some((gathering, frame));

@@ -1,7 +1,7 @@
 //! The checkpoint a new one is compared with: its manifest and the hash of every page it stores.
 //!
-//! Loading takes a lease first, so that none of its packs is removed while a checkpoint that will refer to them is made.
-//! A parent that cannot be loaded, for whatever reason, is no disaster: the caller makes a full checkpoint.
+//! Loading takes a lease first, so that none of its packs is removed while a checkpoint that will refer to them is
+//! made. A parent that cannot be loaded, for whatever reason, is no disaster: the caller makes a full checkpoint.
 //!
 //! Memory: 16 bytes a stored page, and about 50 a run.
 

@@ -1,11 +1,11 @@
 //! From pieces in the order of the stream to the runs and tables of a manifest.
 //!
-//! CRIU lists neither zero nor untouched pages, so every page of a VMA that nothing was said about is a zero page; pages
-//! outside of all VMAs that nothing was said about stay unmentioned.
+//! CRIU lists neither zero nor untouched pages, so every page of a VMA that nothing was said about is a zero page;
+//! pages outside of all VMAs that nothing was said about stay unmentioned.
 
 use super::{
     Parent, WriteError,
-    packer::{From, Packed, Pages, Piece},
+    packer::{Packed, Pages, Piece, Place},
 };
 use crate::{
     format::{FrameEntry, FrameIndex, MemoryMap, ObjectId, PackEntry, PageHash, Run, Source, Vma},
@@ -42,15 +42,15 @@ pub(super) fn seal(
     // Which frame of whom gets which number: by pack and offset, so that neighbours in a pack are neighbours here.
     let mut used = vec![false; old_frames.len()];
     for piece in pages.iter().flat_map(|pages| &pages.pieces) {
-        if let From::Parent { frame, .. } = piece.from {
+        if let Place::Parent { frame, .. } = piece.place {
             used[frame as usize] = true;
         }
     }
     let inherited = old_frames.iter().enumerate().filter(|(at, _)| used[*at]);
-    let mut order: Vec<(&FrameEntry, From)> = inherited
-        .map(|(at, entry)| (entry, From::Parent { frame: at as u32, first: 0 }))
+    let mut order: Vec<(&FrameEntry, Place)> = inherited
+        .map(|(at, entry)| (entry, Place::Parent { frame: at as u32, first: 0 }))
         .chain(
-            written.iter().enumerate().map(|(at, entry)| (entry, From::New { frame: at as u32, first: 0 })),
+            written.iter().enumerate().map(|(at, entry)| (entry, Place::New { frame: at as u32, first: 0 })),
         )
         .collect();
     if order.len() > u32::MAX as usize {
@@ -60,9 +60,9 @@ pub(super) fn seal(
     let mut numbers = Numbers { old: vec![0; old_frames.len()], new: vec![0; written.len()] };
     for (number, (_, from)) in order.iter().enumerate() {
         match from {
-            From::Parent { frame, .. } => numbers.old[*frame as usize] = number as u32,
-            From::New { frame, .. } => numbers.new[*frame as usize] = number as u32,
-            From::Zero => {}
+            Place::Parent { frame, .. } => numbers.old[*frame as usize] = number as u32,
+            Place::New { frame, .. } => numbers.new[*frame as usize] = number as u32,
+            Place::Zero => {}
         }
     }
     let frames: Vec<FrameEntry> = order.iter().map(|(entry, _)| **entry).collect();
@@ -138,12 +138,12 @@ impl Sealing<'_> {
 
     fn piece(&mut self, piece: Piece, hashes: &[PageHash], outside: bool) {
         let eager = outside || !piece.lazy;
-        let source = match piece.from {
-            From::Zero => return self.zero(piece.page, piece.page + piece.pages),
-            From::Parent { frame, first } => {
+        let source = match piece.place {
+            Place::Zero => return self.zero(piece.page, piece.page + piece.pages),
+            Place::Parent { frame, first } => {
                 Source::Stored { frame: FrameIndex(self.numbers.old[frame as usize]), first, eager }
             }
-            From::New { frame, first } => {
+            Place::New { frame, first } => {
                 Source::Stored { frame: FrameIndex(self.numbers.new[frame as usize]), first, eager }
             }
         };
@@ -191,11 +191,11 @@ impl Pieces {
         }
         let inside = end - piece.page;
         if piece.pages > inside {
-            let hash = if piece.from == From::Zero { piece.hash } else { piece.hash + inside as usize };
+            let hash = if piece.place == Place::Zero { piece.hash } else { piece.hash + inside as usize };
             self.rest = Some(Piece {
                 page: end,
                 pages: piece.pages - inside,
-                from: piece.from.skip(inside),
+                place: piece.place.skip(inside),
                 hash,
                 ..piece
             });

@@ -19,7 +19,8 @@ use tokio::{runtime::Handle, task::JoinSet};
 use super::WriteError;
 use crate::{format::Codec, store::ObjectStore};
 
-/// Packs sent at a time: with 8 MiB each, enough to fill a link of 300 MB/s at 60 MB/s a connection, in 64 MiB of memory.
+/// Packs sent at a time: with 8 MiB each, enough to fill a link of 300 MB/s at 60 MB/s a connection, in 64 MiB of
+/// memory.
 pub(super) const MAX_IN_FLIGHT: usize = 8;
 
 /// Below this many bytes a second and worker, a full window of uploads is worth lz4 even where bytes cost nothing else.
@@ -82,8 +83,8 @@ impl Uploads {
         })
     }
 
-    /// The codec for the next frame. A store that keeps up gets plain bytes if it is on this machine, else lz4, which is
-    /// nearly as fast as the network. One that falls behind is helped as far as compressing is faster than it.
+    /// The codec for the next frame. A store that keeps up gets plain bytes if it is on this machine, else lz4, which
+    /// is nearly as fast as the network. One that falls behind is helped as far as compressing is faster than it.
     pub fn codec(&self) -> Codec {
         if let Some(codec) = self.fixed {
             return codec;

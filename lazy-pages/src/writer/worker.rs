@@ -1,5 +1,5 @@
-//! The parallel stage: finds zero pages, hashes, compares with the parent, and packs what is left of a window when that is
-//! enough for a frame of its own.
+//! The parallel stage: finds zero pages, hashes, compares with the parent, and packs what is left of a window when that
+//! is enough for a frame of its own.
 //!
 //! A worker never blocks on anything but its own queue, so whatever waits for it makes progress.
 
@@ -47,18 +47,18 @@ pub(super) enum Done {
 
 /// Serves `jobs` until nobody can send any more.
 pub(super) fn run(jobs: &Receiver<Job>, done: &Sender<Done>, parent: Option<Arc<Parent>>, uploads: &Uploads) {
-    let mut packer = Compressor::new();
+    let mut compressor = Compressor::new();
     for job in jobs {
         let result = match job {
             Job::Sort(mut window) => {
                 sort(&mut window, parent.as_deref());
                 if window.stored_hashes.len() >= OWN_FRAME_PAGES {
-                    packer.pack(&mut window, uploads.codec());
+                    compressor.pack(&mut window, uploads.codec());
                 }
                 Done::Sorted(window)
             }
             Job::Pack { mut window, frame } => {
-                packer.pack(&mut window, uploads.codec());
+                compressor.pack(&mut window, uploads.codec());
                 Done::Packed { window, frame }
             }
         };

@@ -97,7 +97,8 @@ fn a_foreign_manifest_is_refused() {
 fn rules_are_checked_before_writing_and_after_reading() {
     use lazy_pages::format::{Blob, FrameIndex, ObjectId, Source};
     let (_, good) = small_manifest();
-    let breaks: &[(&str, &dyn Fn(&mut Manifest))] = &[
+    type Breaks<'a> = &'a [(&'a str, &'a dyn Fn(&mut Manifest))];
+    let breaks: Breaks = &[
         ("nothing is said about", &|m| _ = m.objects[0].runs.remove(1)),
         ("overlaps another", &|m| m.objects[0].runs.swap(0, 1)),
         ("overlaps another", &|m| m.objects[0].runs[0].pages = 0),

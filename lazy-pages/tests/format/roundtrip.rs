@@ -1,15 +1,16 @@
 //! What was written is what is read.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use lazy_pages::{
     format::{Codec, FRAME_PAGES, Manifest, ObjectId},
+    store::LocalStore,
     units::PAGE_SIZE,
     verify::verify,
 };
 use proptest::prelude::*;
 
-use crate::support::{Content, Model, Object, Writing};
+use crate::support::{Content, Model, Object, Writing, app};
 
 /// A stretch of pages: gap before it, its contents, lazy, in an area that extends this far to both sides (or, negative,
 /// leaves so many out on both sides).
@@ -230,4 +231,24 @@ fn memory_never_touched_is_known_to_be_zero() {
     assert_eq!(runs.last().unwrap().pages, 1 << 32);
     assert_eq!(runs.len(), 4);
     assert_eq!(manifest.statistics.pages_total, 1);
+}
+
+#[test]
+fn a_directory_holds_checkpoints_as_well_as_memory_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let writing = Writing::on(Arc::new(LocalStore::new(directory.path().to_owned())));
+    let mut model = Model::simple((0..5000).map(|n| n * 3));
+    let first = writing.write(&model, None).unwrap();
+    let before = model.clone();
+    for number in (0..5000).step_by(7) {
+        *model.page_mut(number) = 1_000_000 + number as Content;
+    }
+    let second = writing.write(&model, Some(first.id)).unwrap();
+    writing.expect(first.id, &before);
+    writing.expect(second.id, &model);
+    let checkpoint = writing.open(second.id);
+    writing.runtime.block_on(verify(&checkpoint, true, &mut |_| {})).unwrap();
+    writing.runtime.block_on(checkpoint.lease().release()).unwrap();
+    writing.runtime.block_on(writing.catalog().delete(&app(), first.id)).unwrap();
+    writing.expect(second.id, &model);
 }

@@ -146,9 +146,9 @@ fn a_restore_that_breaks_off_takes_its_tasks_with_it() {
 fn a_task_of_another_checkpoint_fails_the_restore() {
     let served = serve(|_| {}, |_| {});
     let mut target = Target::start(&served.socket());
+    target.ok(&format!("spawn; sleep 200; map {} 10; arm; pid 77; send; sleep 60000", B + 5000));
     target.map(&[area(B, 1024)]);
     target.ok(&format!("arm; pid {PID}; send"));
-    target.ok(&format!("spawn; map {} 10; arm; pid 77; send; sleep 60000", B + 5000));
     target.tell("join");
     target.assert_killed();
     assert!(restore_failed(&served).contains("no live task 77"));

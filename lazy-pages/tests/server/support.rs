@@ -219,8 +219,7 @@ impl ObjectStore for TestStore {
 /// A served checkpoint: a server in this process, and a place for its socket.
 pub struct Served {
     pub server: PageServer,
-    pub store: Arc<TestStore>,
-    pub runtime: Runtime,
+    _runtime: Runtime,
     directory: TempDir,
 }
 
@@ -254,7 +253,7 @@ impl Served {
             limits,
         })
         .unwrap();
-        Self { server, store, runtime, directory }
+        Self { server, _runtime: runtime, directory }
     }
 
     pub fn socket(&self) -> PathBuf {

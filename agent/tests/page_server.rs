@@ -1,0 +1,114 @@
+//! The processes around a lazy restore: what their death does to the tree, and the daemon used without the agent.
+
+mod common;
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use common::{Fixture, LIMIT, intact, text};
+use migration_harness::{process, workload::Workload};
+
+/// The page server of this fixture's restore, if there is one now.
+fn page_server(fixture: &Fixture) -> Option<i32> {
+    let ours = format!("--store={}", fixture.store);
+    process::all().into_iter().find(|&pid| {
+        let arguments = process::arguments(pid);
+        arguments.get(1).is_some_and(|word| word == b"page-server")
+            && arguments.iter().any(|word| word == ours.as_bytes())
+    })
+}
+
+#[test]
+fn a_tree_whose_page_server_is_killed_is_ended_and_can_be_restored_again() {
+    let fixture = Fixture::s3();
+    let workload = Workload::start("heap", &["--mib", "64"]).unwrap();
+    fixture.checkpoint("app", &workload);
+    let faults = &fixture.server.as_ref().unwrap().faults;
+    for after in [0, 20, 60] {
+        faults.delay_answers(Duration::from_millis(150));
+        fixture.restore("app", "lazy-storage");
+        sleep(Duration::from_millis(after));
+        assert!(process::is_lazy(workload.pid()).unwrap(), "too fast to tell anything");
+        process::end(page_server(&fixture).expect("the restore has a page server")).unwrap();
+        assert!(process::wait_gone(workload.pid(), LIMIT), "the tree must not go on with pages missing");
+        faults.delay_answers(Duration::ZERO);
+        fixture.restore("app", "lazy-storage");
+        intact(&workload);
+        process::wait_resident(workload.pid(), LIMIT).unwrap();
+        fixture.checkpoint("app", &workload);
+    }
+}
+
+#[test]
+fn killing_the_agent_at_any_moment_of_a_restore_leaves_a_whole_tree_or_none() {
+    let fixture = Fixture::local();
+    let workload = Workload::start("heap", &["--mib", "32"]).unwrap();
+    fixture.checkpoint("app", &workload);
+    let started = Instant::now();
+    fixture.restore("app", "lazy-storage");
+    let whole = started.elapsed();
+    process::wait_resident(workload.pid(), LIMIT).unwrap();
+    fixture.checkpoint("app", &workload);
+    for strategy in common::STRATEGIES {
+        const STEPS: u32 = 10;
+        for step in 1..=STEPS {
+            let delay = whole * step / STEPS;
+            let mut agent = fixture.agent(&["restore", "--app", "app", "--detach", "--strategy", strategy]);
+            let mut agent = agent.stdout(Stdio::null()).spawn().unwrap();
+            sleep(delay);
+            agent.kill().unwrap();
+            agent.wait().unwrap();
+            // Either it is being taken down, or it runs.
+            sleep(Duration::from_millis(300));
+            if process::is_running(workload.pid()) {
+                intact(&workload);
+                process::wait_resident(workload.pid(), LIMIT).unwrap();
+                process::end(workload.pid()).unwrap();
+            }
+            assert!(
+                process::wait_gone(workload.pid(), LIMIT),
+                "{strategy}: killed after {delay:?}, a task is left"
+            );
+            common::collect_orphans();
+        }
+    }
+    assert!(process::wait_until(LIMIT, || page_server(&fixture).is_none()), "a page server nobody needs is left");
+    fixture.restore("app", "lazy-storage");
+    intact(&workload);
+}
+
+#[test]
+fn plain_criu_restores_from_the_daemon() {
+    for fixture in [Fixture::local(), Fixture::s3()] {
+        let workload = Workload::start("tree", &["--mib", "16"]).unwrap();
+        fixture.checkpoint("app", &workload);
+        let images = fixture.path().join("images");
+        let agent = fixture.agent(&[]);
+        let mut command = Command::new(process::program("lazy-pages").unwrap());
+        command.envs(agent.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.args(["serve", "--app", "app", "--json", "--dir"]).arg(&images);
+        let mut daemon = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut events = BufReader::new(daemon.stdout.take().unwrap()).lines();
+        assert!(events.next().unwrap().unwrap().contains("\"ready\""));
+
+        let criu = agent.get_envs().find(|(name, _)| *name == "MIGRATION_CRIU").and_then(|(_, value)| value);
+        let criu =
+            criu.map_or_else(|| std::env::var_os("MIGRATION_CRIU").unwrap_or("criu".into()), Into::into);
+        let restored = Command::new(criu)
+            .args(["restore", "--lazy-pages", "--restore-detached", "--images-dir"])
+            .arg(&images)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(restored.status.success(), "{}", text(&restored));
+        intact(&workload);
+        let last = events.next().unwrap().unwrap();
+        assert!(last.contains("\"resident\""), "{last}");
+        assert!(daemon.wait().unwrap().success());
+        intact(&workload);
+    }
+}
