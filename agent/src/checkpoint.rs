@@ -16,8 +16,6 @@
 //! because the tree has to stay frozen until its last page is durable anyway.
 
 use std::{
-    collections::HashMap,
-    fs,
     os::unix::net::UnixStream,
     path::Path,
     sync::Arc,
@@ -25,24 +23,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use criu_rpc::{
-    Criu, CriuError, DumpOptions, ImageDir, Notification, PageObject, PageStream, PageStreamError, Record,
-    Version, images::PagemapEntry,
-};
+use criu_rpc::{Criu, CriuError, DumpOptions, ImageDir, Notification, PageStreamError, Version};
 use lazy_pages::{
     catalog::Catalog,
-    format::{ExternalStream, Manifest, ObjectId, Task, Vma, bundle},
+    format::{ExternalStream, Manifest},
     ids::{AppId, CheckpointId},
-    units::{PAGE_SIZE, VirtAddr},
-    writer::{CheckpointMeta, CheckpointWriter, Parent, SealedPages, WriterOptions},
+    writer::{CheckpointMeta, CheckpointWriter, Parent, WriterOptions},
 };
 use serde::Serialize;
 
 use crate::{
     agent::Agent,
+    dumped_images::DumpedImages,
     error::AgentError,
     host,
+    page_sink::{ReceivedPages, receive_pages, widen},
     progress::{Progress, Stage},
     tree::Tree,
     workdir::WorkDir,
@@ -252,168 +247,6 @@ impl Dump<'_> {
     }
 }
 
-/// What the sink has when CRIU has sent its last page.
-struct ReceivedPages {
-    pages: SealedPages,
-    entries: HashMap<PageObject, (u32, Vec<PagemapEntry>)>,
-}
-
-/// Gives CRIU's end of the page socket a larger buffer, so that it and the sink seldom wait for each other. A kernel that
-/// grants less only costs some speed.
-fn widen(socket: &UnixStream) {
-    const BUFFER: usize = 4 << 20;
-    if nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::SndBufForce, &BUFFER).is_err() {
-        let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::SndBuf, &BUFFER);
-    }
-}
-
-fn join<T>(thread: thread::ScopedJoinHandle<'_, Result<T, AgentError>>) -> Result<T, AgentError> {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-/// Takes CRIU's page stream into the writer, at memory speed. When it fails it returns, which closes the socket: CRIU
-/// then gives up the dump and lets the tree go on.
-fn receive_pages(
-    socket: UnixStream,
-    version: Version,
-    mut writer: CheckpointWriter,
-    progress: &Progress,
-) -> Result<ReceivedPages, AgentError> {
-    let mut stream = PageStream::new(socket, version);
-    let mut entries: HashMap<PageObject, (u32, Vec<PagemapEntry>)> = HashMap::new();
-    let mut current = None;
-    // Numbers of pages files are free to choose as long as they differ.
-    let mut pages_id = 0;
-    loop {
-        match stream.next()? {
-            Record::Open(object) => {
-                pages_id += 1;
-                writer.open(object_id(object), pages_id)?;
-                current = Some(object);
-                entries.insert(object, (pages_id, Vec::new()));
-            }
-            Record::Pages { vaddr, pages, lazy } => {
-                let mut address = VirtAddr::containing(vaddr);
-                let mut left = pages;
-                while left > 0 {
-                    let buffer = writer.buffer(lazy, address, left)?;
-                    let filled = (buffer.len() / PAGE_SIZE) as u64;
-                    stream.read_pages(buffer)?;
-                    writer.filled()?;
-                    address = address.add(filled);
-                    left -= filled;
-                    progress.add_bytes(filled * PAGE_SIZE as u64);
-                }
-                if let Some((_, known)) = current.and_then(|object| entries.get_mut(&object)) {
-                    note(known, PagemapEntry { vaddr, pages, lazy, present: !lazy });
-                }
-            }
-            Record::End => return Err(AgentError::NoCommit),
-            Record::Close => {
-                // This only ends the transfer: the dump is committed or given up in answer to `post-dump`.
-                stream.finish(0)?;
-                let pages = writer.finish_pages()?;
-                return Ok(ReceivedPages { pages, entries });
-            }
-        }
-    }
-}
-
-/// Adds an entry, joined to the previous one where they touch.
-fn note(entries: &mut Vec<PagemapEntry>, next: PagemapEntry) {
-    if let Some(last) = entries.last_mut()
-        && last.lazy == next.lazy
-        && last.vaddr + last.pages * PAGE_SIZE as u64 == next.vaddr
-    {
-        last.pages += next.pages;
-        return;
-    }
-    entries.push(next);
-}
-
-/// What CRIU wrote beside the pages, read while the tree is frozen.
-struct DumpedImages {
-    tasks: Vec<Task>,
-    vmas: HashMap<ObjectId, Vec<Vma>>,
-    bundle: Bytes,
-}
-
-impl DumpedImages {
-    /// Reads the images and completes them with the page maps of a lazy restore: CRIU leaves those to its page server.
-    fn read(
-        path: &Path,
-        entries: &HashMap<PageObject, (u32, Vec<PagemapEntry>)>,
-    ) -> Result<Self, AgentError> {
-        let directory = ImageDir::open(path)?;
-        let mut tasks = Vec::new();
-        let mut vmas = HashMap::new();
-        for task in directory.tasks()? {
-            if !task.dead {
-                let mm = directory.mm(task.pid)?;
-                let lazy = mm.vmas.iter().filter(|vma| vma.is_lazy()).map(|vma| Vma {
-                    start: VirtAddr::containing(vma.start),
-                    end: VirtAddr::containing(vma.end),
-                    wipe_on_fork: vma.wipe_on_fork(),
-                    dont_fork: vma.dont_fork(),
-                    grows_down: vma.grows_down(),
-                });
-                vmas.insert(ObjectId::Task(task.pid), lazy.collect());
-            }
-            tasks.push(Task {
-                pid: task.pid,
-                parent_pid: task.parent.unwrap_or(0),
-                threads: task.threads.len() as u32,
-                dead: task.dead,
-                command: task.command,
-            });
-        }
-        for (object, (pages_id, entries)) in entries {
-            agree(*object, entries, vmas.get(&object_id(*object)).map_or(&[], Vec::as_slice))?;
-            directory.write_pagemap(*object, *pages_id, entries)?;
-        }
-        let files = fs::read_dir(path).map_err(AgentError::path("read", path))?;
-        let mut archive = Vec::new();
-        for file in files.flatten() {
-            let Ok(name) = file.file_name().into_string() else { continue };
-            // The pages of every object are in packs; statistics describe this dump, not the process.
-            if !name.ends_with(".img") {
-                continue;
-            }
-            let content = fs::read(file.path()).map_err(AgentError::path("read", file.path()))?;
-            archive.push(bundle::File { name, content: content.into() });
-        }
-        Ok(Self { tasks, vmas, bundle: bundle::pack(archive)? })
-    }
-}
-
-/// CRIU decides twice what is lazy: when it dumps a page, and when it restores the area. A page dumped as lazy outside every
-/// such area, or the reverse, would come back as zeros; that no dump of such a kind is ever committed is checked here.
-fn agree(object: PageObject, entries: &[PagemapEntry], vmas: &[Vma]) -> Result<(), AgentError> {
-    for entry in entries {
-        let (start, end) = (entry.vaddr, entry.vaddr + entry.pages * PAGE_SIZE as u64);
-        let first = vmas.partition_point(|vma| vma.end.get() <= start);
-        let mut covered = start;
-        for vma in vmas[first..].iter().take_while(|vma| vma.start.get() < end) {
-            if vma.start.get() > covered || !entry.lazy {
-                break;
-            }
-            covered = vma.end.get();
-        }
-        let touched = vmas.get(first).is_some_and(|vma| vma.start.get() < end);
-        if (entry.lazy && covered < end) || (!entry.lazy && touched) {
-            return Err(AgentError::LazyDisagreement { object: format!("{object:?}"), address: start });
-        }
-    }
-    Ok(())
-}
-
-fn object_id(object: PageObject) -> ObjectId {
-    match object {
-        PageObject::Task(pid) => ObjectId::Task(pid),
-        PageObject::Shared(id) => ObjectId::Shared(id),
-    }
-}
-
 /// How long the tree did not run, by CRIU's clock: from the first task stopped until the last one ended or resumed.
 fn frozen_time(images: &Path) -> Result<Duration, AgentError> {
     let statistics = ImageDir::open(images).and_then(|directory| directory.dump_statistics());
@@ -432,48 +265,6 @@ fn unwrap_handler(error: CriuError) -> AgentError {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PAGE: u64 = PAGE_SIZE as u64;
-
-    fn vma(start: u64, end: u64) -> Vma {
-        Vma {
-            start: VirtAddr::of_page(start),
-            end: VirtAddr::of_page(end),
-            wipe_on_fork: false,
-            dont_fork: false,
-            grows_down: false,
-        }
-    }
-
-    fn agrees(page: u64, pages: u64, lazy: bool) -> bool {
-        let entry = PagemapEntry { vaddr: page * PAGE, pages, lazy, present: !lazy };
-        agree(PageObject::Task(1), &[entry], &[vma(10, 20), vma(20, 30), vma(40, 50)]).is_ok()
-    }
-
-    #[test]
-    fn a_lazy_page_must_lie_in_a_lazy_area_and_an_eager_one_outside() {
-        assert!(agrees(10, 10, true));
-        assert!(agrees(15, 10, true), "across two areas that touch");
-        assert!(!agrees(9, 2, true));
-        assert!(!agrees(29, 2, true));
-        assert!(!agrees(29, 12, true), "across a gap");
-        assert!(agrees(30, 10, false));
-        assert!(!agrees(30, 11, false));
-        assert!(!agrees(12, 1, false));
-        assert!(agrees(60, 1, false));
-        assert!(!agrees(60, 1, true));
-    }
-
-    #[test]
-    fn entries_that_touch_are_joined_only_if_both_are_lazy_or_both_are_not() {
-        let entry = |page, pages, lazy| PagemapEntry { vaddr: page * PAGE, pages, lazy, present: !lazy };
-        let mut known = Vec::new();
-        for next in [entry(1, 2, true), entry(3, 1, true), entry(4, 1, false), entry(6, 1, false)] {
-            note(&mut known, next);
-        }
-        assert_eq!(known, [entry(1, 3, true), entry(4, 1, false), entry(6, 1, false)]);
-    }
+fn join<T>(thread: thread::ScopedJoinHandle<'_, Result<T, AgentError>>) -> Result<T, AgentError> {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

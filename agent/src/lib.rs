@@ -7,10 +7,12 @@
 mod agent;
 pub mod capabilities;
 pub mod checkpoint;
+mod dumped_images;
 mod error;
 mod host;
 pub mod launch;
 mod page_server;
+mod page_sink;
 mod progress;
 pub mod restore;
 pub mod settings;

@@ -76,7 +76,10 @@ fn killing_the_agent_at_any_moment_of_a_restore_leaves_a_whole_tree_or_none() {
             common::collect_orphans();
         }
     }
-    assert!(process::wait_until(LIMIT, || page_server(&fixture).is_none()), "a page server nobody needs is left");
+    assert!(
+        process::wait_until(LIMIT, || page_server(&fixture).is_none()),
+        "a page server nobody needs is left"
+    );
     fixture.restore("app", "lazy-storage");
     intact(&workload);
 }

@@ -4,7 +4,7 @@ mod common;
 
 use std::{
     fs,
-    os::unix::net::UnixStream,
+    os::unix::{net::UnixStream, process::CommandExt},
     process::{Command, Stdio},
     sync::{Arc, Mutex},
     thread,
@@ -326,6 +326,26 @@ fn a_process_in_a_foreign_session_is_refused_with_a_hint() {
     let cause = error.cause();
     assert!(matches!(cause, Some(Cause::SessionOutside { .. } | Cause::Terminal { .. })), "{error:?}");
     assert!(error.hint().is_some_and(|hint| hint.contains("setsid")));
+}
+
+#[test]
+fn a_process_of_another_user_is_dumped_or_the_missing_capability_is_named() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut command = Command::new("sleep");
+    command.arg("1000").uid(65_534).gid(65_534);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut isolation = Isolation::new();
+    isolation.new_session();
+    isolate(&mut command, isolation);
+    let mut child = command.spawn().unwrap();
+    let options = DumpOptions::new(child.id(), scratch.path()).leave_running(true);
+    let result = criu().dump(options, &mut |_| Ok(()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    if let Err(error) = result {
+        assert_eq!(error.cause(), Some(&Cause::ResourceLimits), "{error:?}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("CAP_SYS_RESOURCE")));
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -13,9 +14,12 @@ use criu_rpc::{Criu, CriuError, DumpOptions, RequestKind, Version};
 
 /// An executable shell script that pretends to be CRIU.
 fn impostor(directory: &Path, script: &str) -> PathBuf {
-    let path = directory.join("criu");
-    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let (draft, path) = (directory.join("draft"), directory.join("criu"));
+    fs::write(&draft, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&draft, fs::Permissions::from_mode(0o755)).unwrap();
+    // Copied by another process: a child that a test beside this one forks could hold a file open for writing that was
+    // written here, and then it cannot be run.
+    assert!(Command::new("cp").arg(&draft).arg(&path).status().unwrap().success());
     path
 }
 

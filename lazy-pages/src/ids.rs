@@ -45,7 +45,9 @@ impl FromStr for AppId {
             }
             let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
             if !segment.chars().all(allowed) || segment.starts_with('.') {
-                return Err(invalid("parts hold letters, digits, `-`, `_`, `.`, and do not start with a dot"));
+                return Err(invalid(
+                    "parts hold letters, digits, `-`, `_`, `.`, and do not start with a dot",
+                ));
             }
         }
         match segments[..] {

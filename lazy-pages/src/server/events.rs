@@ -433,14 +433,19 @@ impl EventLoop {
             return None;
         }
         if self.filler.frames().undelivered() == 0 {
-            if self.nothing_is_missing() {
+            // What has ended needs nothing; that is not the same as having got everything.
+            self.filler.spaces.reap();
+            if !self.filler.spaces.is_empty() && self.nothing_is_missing() {
                 mark(&self.times.resident, self.started);
                 return Some(End::Resident);
             }
             self.filler.start_background();
         }
-        let all_gone = !self.registered.is_empty() && self.filler.spaces.is_empty();
-        all_gone.then_some(End::TreeGone)
+        if !self.filler.spaces.is_empty() {
+            return None;
+        }
+        // A tree of zombies only has no memory.
+        Some(if self.registered.is_empty() { End::Resident } else { End::TreeGone })
     }
 
     /// The last look before descriptors are closed. Only this thread adds address spaces and applies events, so what it

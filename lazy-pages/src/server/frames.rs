@@ -327,3 +327,7 @@ impl Frames {
         self.active.remove(&frame.0).and_then(|active| active.wanted)
     }
 }
+
+#[cfg(test)]
+#[path = "frames_tests.rs"]
+mod tests;

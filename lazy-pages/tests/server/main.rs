@@ -3,5 +3,6 @@
 
 mod daemon;
 mod failures;
+mod images;
 mod memory;
 mod support;

@@ -109,9 +109,14 @@ impl EventLoop {
                 self.watch(space.uffd().as_fd(), Source::Space(space.id));
                 Ok(())
             }
+            // It ran and ended before this thread came to read about it.
+            (Ok(_), None) if !uffd.is_alive() => {
+                self.registered.insert(pid);
+                Ok(())
+            }
             (known, _) => {
                 self.foreign.push(uffd);
-                Err(known.err().unwrap_or_else(|| format!("task {pid} has ended already")))
+                Err(known.err().unwrap_or_else(|| format!("task {pid} cannot be watched")))
             }
         }
     }
