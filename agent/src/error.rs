@@ -192,6 +192,17 @@ impl AgentError {
         }
     }
 
+    /// The store's part in it.
+    fn store_error(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store(error)
+            | Self::Catalog(CatalogError::Store(error))
+            | Self::Read(ReadError::Store(error) | ReadError::Catalog(CatalogError::Store(error))) => Some(error),
+            Self::Write(WriteError::Store(error)) => Some(error),
+            _ => None,
+        }
+    }
+
     /// What a person can do about it.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
@@ -221,8 +232,7 @@ impl AgentError {
                 "let the restore or checkpoint that uses it end; what a crash left behind expires after a day"
             }
             Self::Criu(error) => return error.hint().map(str::to_owned),
-            Self::Store(error) | Self::Catalog(CatalogError::Store(error)) => return store_hint(error),
-            _ => return None,
+            _ => return self.store_error().and_then(store_hint),
         };
         Some(hint.to_owned())
     }

@@ -17,6 +17,11 @@ pub fn default_store() -> Result<StoreUrl, AgentError> {
     }
 }
 
+/// Where short-lived metadata files are put, if `MIGRATION_WORK_DIR` says it.
+pub fn work_directory() -> Option<PathBuf> {
+    env::var_os("MIGRATION_WORK_DIR").filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
 /// Where logs of detached restores go.
 pub fn state_directory() -> PathBuf {
     user_directory("XDG_STATE_HOME", ".local/state")

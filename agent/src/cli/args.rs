@@ -41,14 +41,14 @@ pub struct Cli {
 /// Options every command has.
 #[derive(Debug, Args)]
 pub struct Global {
-    /// Where checkpoints are [default: a directory under the user's data directory]
-    #[arg(long, global = true, value_name = "URL", env = "MIGRATION_STORE", hide_env_values = true)]
+    /// Where checkpoints are [default: MIGRATION_STORE, else a directory under the user's data directory]
+    #[arg(long, global = true, value_name = "URL")]
     pub store: Option<StoreUrl>,
-    /// The criu program [default: criu in PATH]
-    #[arg(long, global = true, value_name = "PATH", env = "MIGRATION_CRIU")]
+    /// The criu program [default: MIGRATION_CRIU, else criu in PATH]
+    #[arg(long, global = true, value_name = "PATH")]
     pub criu: Option<PathBuf>,
-    /// Where short-lived metadata files are put, best a tmpfs [default: one that is found]
-    #[arg(long, global = true, value_name = "DIR", env = "MIGRATION_WORK_DIR")]
+    /// Where short-lived metadata files are put, best a tmpfs [default: MIGRATION_WORK_DIR, else one that is found]
+    #[arg(long, global = true, value_name = "DIR")]
     pub work_dir: Option<PathBuf>,
     /// Print one JSON object a result on standard output
     #[arg(long, global = true)]
@@ -129,8 +129,7 @@ pub struct Checkpoint {
   migration-agent restore --app cache --detach            return when it runs
   migration-agent restore --app cache --wait-resident     return when all of its pages are in memory
 
-In front, the workload's pipes and terminals continue on this program's standard streams. Detached, they continue in the
-file named by --output, which is shown in the result.")]
+In front, the workload's pipes and terminals continue on this program's standard streams. Detached, they continue in the file named by --output, which is shown in the result.")]
 pub struct Restore {
     /// Name of the application
     #[arg(long, value_name = "NAME")]

@@ -32,7 +32,7 @@ pub fn main() -> ExitCode {
         },
         Command::Restore(restore) => match Signals::take() {
             Ok(signals) => restore::restore(restore, &cli.global, output, &signals).unwrap_or_else(|error| {
-                failed(error, Some("the checkpoint is as it was; nothing of the process runs here"))
+                failed(error, Some("the store is as it was, and nothing of the application was left running"))
             }),
             Err(error) => failed(error, None),
         },
@@ -58,7 +58,7 @@ pub fn agent(global: &Global) -> Result<Agent, AgentError> {
         Some(store) => store.clone(),
         None => settings::default_store()?,
     };
-    Agent::new(store, global.criu.clone(), global.work_dir.clone())
+    Agent::new(store, global.criu.clone(), global.work_dir.clone().or_else(settings::work_directory))
 }
 
 fn finish(result: Result<(), AgentError>, failed: impl Fn(AgentError, Option<&str>) -> ExitCode) -> ExitCode {

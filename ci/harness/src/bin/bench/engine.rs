@@ -157,28 +157,49 @@ struct RestoreSeen {
 fn restore(agent: &Agent, heap: &Workload) -> Result<RestoreSeen, Box<dyn Error>> {
     let ping: Ping = heap.leave_ping()?;
     let mut running = None;
-    let mut server = None;
-    let mut server_memory = 0;
+    let mut server = PageServer::default();
     let called = agent.restore(APP, |elapsed| {
         if running.is_none() && ping.is_answered() {
             running = Some(elapsed);
-            server = page_server();
         }
-        if let Some(server) = server {
-            server_memory = server_memory.max(process::memory(server, "VmHWM").unwrap_or(0));
-        }
+        server.look(elapsed);
     })?;
     // It may answer while the command is already about to end.
     let running = running.or_else(|| ping.is_answered().then_some(called.wall));
-    Ok(RestoreSeen { called, running: running.ok_or("the restored process does not answer")?, server_memory })
+    if server.memory == 0 {
+        return Err("the page server was not seen".into());
+    }
+    let running = running.ok_or("the restored process does not answer")?;
+    Ok(RestoreSeen { called, running, server_memory: server.memory })
 }
 
-fn page_server() -> Option<i32> {
-    let is_one = |pid: &i32| {
+/// The page server of the restore that is going on.
+#[derive(Default)]
+struct PageServer {
+    pid: Option<i32>,
+    searched: Duration,
+    /// The most it has had at once, in bytes.
+    memory: u64,
+}
+
+impl PageServer {
+    /// Searching costs as much as all of /proc, so it is done every few milliseconds only.
+    const BETWEEN_SEARCHES: Duration = Duration::from_millis(10);
+
+    fn look(&mut self, elapsed: Duration) {
+        if self.pid.is_none() && elapsed >= self.searched + Self::BETWEEN_SEARCHES {
+            self.searched = elapsed;
+            self.pid = process::all().into_iter().find(Self::is_one);
+        }
+        if let Some(memory) = self.pid.and_then(|pid| process::memory(pid, "VmHWM")) {
+            self.memory = self.memory.max(memory);
+        }
+    }
+
+    fn is_one(pid: &i32) -> bool {
         process::name(*pid).as_deref() == Some("migration-agent")
             && process::arguments(*pid).iter().any(|word| word == b"page-server")
-    };
-    process::all().into_iter().find(is_one)
+    }
 }
 
 fn ms(duration: Duration) -> f64 {
