@@ -4,72 +4,25 @@ mod common;
 
 use std::{
     env, fs,
-    os::unix::net::UnixStream,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
-    thread,
-    time::Duration,
 };
 
-use common::{Workload, criu, directory, dump_into, page_server, wait_until};
-use criu_rpc::{DumpOptions, Notification, PageStream, RestoreOptions};
-
-/// Names a directory with the parts of a victim's job; makes the test below do it.
-const JOB: &str = "CRIU_RPC_TEST_JOB";
-
-/// Not a test by itself: the process that gets killed. It works up to the stage named in its job, and stops there.
-#[test]
-#[ignore = "run by the tests of this file, in a process of its own"]
-fn victim() {
-    let job = PathBuf::from(env::var_os(JOB).unwrap());
-    let read = |name: &str| fs::read_to_string(job.join(name)).unwrap();
-    let stage = read("stage");
-    let stop_here = || {
-        fs::write(job.join("reached"), "").unwrap();
-        thread::sleep(Duration::from_secs(1000));
-    };
-    let images = job.join("images");
-    let criu = criu();
-    let handler = &mut |notification: &Notification| {
-        if format!("{notification:?}").starts_with(&stage) {
-            stop_here();
-        }
-        Ok(())
-    };
-    if stage.contains("Res") {
-        criu.restore(RestoreOptions::new(&images).work_dir(&job), handler).unwrap();
-        return;
-    }
-    let options = DumpOptions::new(read("pid").parse().unwrap(), &images).work_dir(&job);
-    if stage == "pages" {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let version = criu.version().unwrap();
-        let dump = thread::scope(|scope| {
-            let dump = scope.spawn(|| criu.dump(options.page_server(theirs), handler));
-            let mut stream = PageStream::new(ours, version);
-            stream.next().unwrap();
-            stream.next().unwrap();
-            stop_here();
-            dump.join().unwrap()
-        });
-        dump.unwrap();
-    } else {
-        let (socket, _receiver) = page_server(criu.version().unwrap(), 0);
-        criu.dump(options.page_server(socket), handler).unwrap();
-    }
-}
+use common::{Workload, criu, directory, dump_into, wait_until};
 
 /// Runs a victim up to `stage` and kills it there.
 fn kill_at(stage: &str, job: &Path) {
     fs::write(job.join("stage"), stage).unwrap();
-    let mut victim: Child = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "victim", "--ignored"])
-        .env(JOB, job)
+    // cargo builds examples before it runs tests, into a directory beside that of the tests.
+    let program = env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/victim");
+    let mut victim: Child = Command::new(program)
+        .arg(job)
+        .env("MIGRATION_CRIU", criu().path())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .unwrap();
+        .expect("examples are built by `cargo test`, or by `cargo build -p criu-rpc --examples`");
     wait_until("the stage is reached", || job.join("reached").exists());
     assert!(!working_in(job).is_empty(), "criu is there");
     victim.kill().unwrap();
