@@ -197,7 +197,9 @@ impl AgentError {
         match self {
             Self::Store(error)
             | Self::Catalog(CatalogError::Store(error))
-            | Self::Read(ReadError::Store(error) | ReadError::Catalog(CatalogError::Store(error))) => Some(error),
+            | Self::Read(ReadError::Store(error) | ReadError::Catalog(CatalogError::Store(error))) => {
+                Some(error)
+            }
             Self::Write(WriteError::Store(error)) => Some(error),
             _ => None,
         }

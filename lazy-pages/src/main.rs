@@ -29,7 +29,7 @@ struct Cli {
 enum Command {
     /// Serve one restore of a checkpoint
     #[command(after_long_help = SERVE_HELP)]
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Hold descriptors for a page server (started by it)
     #[command(hide = true)]
     Guardian,

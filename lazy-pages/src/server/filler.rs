@@ -34,10 +34,13 @@ use crate::{
     store::{ObjectStore, StoreError},
 };
 
+/// Background work gets a third of the processor time that something else gets which wants it too.
+const WORKER_NICENESS: i32 = 5;
+
 /// Bounds on what the server takes of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Threads that unpack, verify and copy.
+    /// Threads that unpack, verify and copy, besides the one that does so only for pages that are waited for.
     pub workers: usize,
     /// Bytes of one request of the background fill.
     pub unit_bytes: u64,
@@ -302,8 +305,11 @@ impl Filler {
         }
     }
 
-    /// A worker: runs until [`KeepWorking`] is dropped or the server has failed.
+    /// A worker: runs until [`KeepWorking`] is dropped or the server has failed. It does whatever comes, what a thread waits
+    /// for first, but yields the processor to everything else: to the restored processes above all.
     pub fn work(self: &Arc<Self>, queues: &Queues) {
+        // Only the calling thread's, on Linux. If it fails, faults wait a little longer for a processor.
+        let _ = rustix::process::setpriority_process(None, WORKER_NICENESS);
         while !self.is_over() {
             if self.serve_urgent(queues) {
                 continue;
@@ -311,6 +317,16 @@ impl Filler {
             select! {
                 recv(queues.urgent) -> job => self.run(job.ok(), queues),
                 recv(queues.bulk) -> job => self.run(job.ok(), queues),
+                recv(queues.end) -> _ => return,
+            }
+        }
+    }
+
+    /// The worker that does nothing but what a thread waits for.
+    pub fn work_urgently(self: &Arc<Self>, queues: &Queues) {
+        while !self.is_over() {
+            select! {
+                recv(queues.urgent) -> job => self.run(job.ok(), queues),
                 recv(queues.end) -> _ => return,
             }
         }

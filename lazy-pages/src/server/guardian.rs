@@ -9,7 +9,7 @@
 //! descriptor still in the socket when the server dies is held by the socket. Between the kernel's reporting of a fork
 //! and the sending of the child's descriptor lie a few microseconds in which only the server has it.
 //!
-//! The socket is the guardian's standard input, a `SOCK_SEQPACKET` pair. Messages are [`MESSAGE`] bytes: a tag and a pid
+//! The socket is the guardian's standard input, a `SOCK_SEQPACKET` pair. Messages are five bytes: a tag and a pid
 //! (0 where it means nothing), with one descriptor where the tag says so.
 
 use std::{

@@ -15,7 +15,7 @@
 //! `MADV_DONTFORK` and their opposites) and forks before all pages are there. The kernel does not report that change; the
 //! image's setting counts.
 //!
-//! Threads: one reads events ([`events`]), several unpack, verify and copy ([`filler`]), fetches run on tokio.
+//! Threads: one reads events (`events`), several unpack, verify and copy (`filler`), fetches run on tokio.
 
 pub mod daemon;
 mod events;

@@ -168,12 +168,15 @@ impl PageServer {
             config.guardian,
             Arc::clone(&cancel),
         )?;
-        for number in 0..workers {
+        for number in 0..=workers {
             let (filler, queues) = (Arc::clone(&filler), queues.clone());
             let thread = thread::Builder::new().name(format!("page-copy-{number}"));
             thread.spawn(move || {
                 let _watch = FailOnPanic(&filler);
-                filler.work(&queues);
+                match number {
+                    0 => filler.work_urgently(&queues),
+                    _ => filler.work(&queues),
+                }
             })?;
         }
         let ending = Arc::clone(&end);

@@ -268,7 +268,7 @@ fn a_thread_that_waits_is_served_before_the_background_fill() {
     let mut target = served.restored(&areas);
     // From the far end, where the background fill has not been.
     let answer = target.ask(&format!("time {} 12 200", B + PAGES - 2500));
-    let longest: u64 = answer.split(' ').nth(2).unwrap().parse().unwrap();
+    let longest: u64 = answer.split(' ').nth(3).unwrap().parse().unwrap();
     assert!(served.server.stats().missing_pages > 0, "the background fill is not done yet");
     assert!(longest < 200_000, "a fault took {longest} µs");
     let stats = served.assert_resident();
