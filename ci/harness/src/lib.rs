@@ -5,7 +5,7 @@
 //! - [`redis`]: a redis server of one's own, filled and asked through its own protocol
 //! - [`s3`]: an S3 server that can misbehave on demand; `s3-server` is the same as a program
 //! - [`store`] and [`agent`]: somewhere to keep checkpoints, and the `migration-agent` command
-//! - [`bench`] and [`table`]: figures, and how they are shown
+//! - [`mod@bench`] and [`table`]: figures, and how they are shown
 //! - [`process`]: looking at processes and ending them
 //!
 //! Everything here cleans up after itself by process id when its value is dropped.
