@@ -161,7 +161,7 @@ fn run_ends_with_the_exit_code_of_the_workload() {
             "--",
             "sh",
             "-c",
-            "trap 'exit 9' INT; echo ready; while :; do sleep 0.02; done",
+            "trap 'exit 9' USR1; echo ready; while :; do sleep 0.02; done",
         ])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -170,6 +170,6 @@ fn run_ends_with_the_exit_code_of_the_workload() {
     let mut line = String::new();
     output(&mut waiting).read_line(&mut line).unwrap();
     sleep(Duration::from_millis(20));
-    kill(Pid::from_raw(waiting.id() as i32), Signal::SIGINT).unwrap();
+    kill(Pid::from_raw(waiting.id() as i32), Signal::SIGUSR1).unwrap();
     assert_eq!(waiting.wait().unwrap().code(), Some(9));
 }

@@ -10,7 +10,7 @@
 
 use std::error::Error;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use migration_harness::agent::{Agent, Called, Restored};
 use migration_harness::bench::{Figure, Machine, Outcome};
@@ -41,6 +41,8 @@ const RESIDENT_AIM: f64 = 1.0;
 /// "Does not grow with the size of the process": a quarter more for four times the memory leaves room for page tables
 /// and hashes, not for pages.
 const GROWTH_AIM: f64 = 1.25;
+/// How long a restored process may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Part of the pages that is rewritten before the incremental checkpoint.
 const WRITTEN: &str = "mutate 0.01";
 
@@ -164,8 +166,11 @@ fn restore(agent: &Agent, heap: &Workload) -> Result<RestoreSeen, Box<dyn Error>
         }
         server.look(elapsed);
     })?;
-    // It may answer while the command is already about to end.
-    let running = running.or_else(|| ping.is_answered().then_some(called.wall));
+    // On a busy machine it may answer only after the command has ended.
+    let ended = Instant::now();
+    if running.is_none() && process::wait_until(ANSWER_LIMIT, || ping.is_answered()) {
+        running = Some(called.wall + ended.elapsed());
+    }
     if server.memory == 0 {
         return Err("the page server was not seen".into());
     }
