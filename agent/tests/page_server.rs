@@ -28,8 +28,8 @@ fn a_tree_whose_page_server_is_killed_is_ended_and_can_be_restored_again() {
     let workload = Workload::start("heap", &["--mib", "64"]).unwrap();
     fixture.checkpoint("app", &workload);
     let faults = &fixture.server.as_ref().unwrap().faults;
-    for after in [0, 20, 60] {
-        faults.delay_answers(Duration::from_millis(150));
+    for after in [0, 50] {
+        faults.delay_answers(Duration::from_millis(400));
         fixture.restore("app", "lazy-storage");
         sleep(Duration::from_millis(after));
         assert!(process::is_lazy(workload.pid()).unwrap(), "too fast to tell anything");

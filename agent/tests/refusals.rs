@@ -97,7 +97,7 @@ fn a_process_whose_pages_are_still_arriving_is_refused() {
     let workload = heap("64");
     fixture.checkpoint("app", &workload);
     let faults = &fixture.server.as_ref().unwrap().faults;
-    faults.delay_answers(Duration::from_millis(300));
+    faults.delay_answers(Duration::from_millis(500));
     fixture.restore("app", "lazy-storage");
     let error = fixture.refused(&["checkpoint", "--app", "app", "--pid", &workload.pid().to_string()]);
     assert_eq!(error["reason"], "still-lazy");

@@ -224,9 +224,9 @@ impl CheckpointWriter {
     pub fn finish_pages(mut self) -> Result<SealedPages, WriteError> {
         self.send_open_windows()?;
         let end = Done::End { windows: self.sequence };
-        self.done.send(end).map_err(|_| WriteError::Stopped)?;
+        self.done.send(end).map_err(|_| self.uploads.error())?;
         let packer = self.packer.take().ok_or(WriteError::Stopped)?;
-        let packed = packer.join().map_err(|_| WriteError::Stopped)??;
+        let packed = packer.join().map_err(|_| self.uploads.error())??;
         let target = Target {
             store: self.target.store.clone(),
             app: self.target.app.clone(),
@@ -248,7 +248,7 @@ impl CheckpointWriter {
         window.sequence = self.sequence;
         self.sequence += 1;
         let jobs = self.jobs.as_ref().ok_or(WriteError::Stopped)?;
-        jobs.send(Job::Sort(window)).map_err(|_| WriteError::Stopped)
+        jobs.send(Job::Sort(window)).map_err(|_| self.uploads.error())
     }
 }
 

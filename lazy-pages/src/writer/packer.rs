@@ -284,7 +284,7 @@ impl Packer {
 
     fn pack_later(&mut self, window: Window, frame: u32) -> Result<(), WriteError> {
         self.being_packed += 1;
-        self.jobs.send(Job::Pack { window, frame }).map_err(|_| WriteError::Stopped)
+        self.jobs.send(Job::Pack { window, frame }).map_err(|_| self.uploads.error())
     }
 
     fn gathered(&mut self, window: Window, frame: u32) -> Result<(), WriteError> {

@@ -162,7 +162,8 @@ impl Uploads {
         }
     }
 
-    fn error(&self) -> WriteError {
+    /// Why a part of the pipeline is gone: the first failure, if there was one.
+    pub fn error(&self) -> WriteError {
         self.check().err().unwrap_or(WriteError::Stopped)
     }
 
