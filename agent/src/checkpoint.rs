@@ -120,19 +120,26 @@ impl Agent {
         let work = WorkDir::create(self.work_parent.as_deref())?;
         let parent = self.block_on(self.parent(&request.app))?;
         let dump = Dump { agent: self, criu: &criu, version, request, tree: &tree, work: &work, progress };
+        let dumping = Instant::now();
         let manifest = dump.run(parent.clone());
+        let dumped = dumping.elapsed();
         if let Some(parent) = &parent
             && let Err(error) = self.block_on(parent.lease().release())
         {
             tracing::warn!(%error, "the lease on the previous checkpoint stays until it expires");
         }
         let manifest = manifest?;
+        // The checkpoint exists now, whatever CRIU says of its own time: then the whole dump is the bound.
+        let frozen = frozen_time(&work.images()).unwrap_or_else(|error| {
+            tracing::warn!(%error, "how long the tree was frozen is not known exactly");
+            dumped
+        });
         let statistics = manifest.statistics;
         Ok(CheckpointReport {
             checkpoint: manifest.id.to_string(),
             app: request.app.to_string(),
             parent: manifest.parent.map(|id| id.to_string()),
-            frozen_ms: frozen_time(&work.images())?.as_secs_f64() * 1e3,
+            frozen_ms: frozen.as_secs_f64() * 1e3,
             total_ms: started.elapsed().as_secs_f64() * 1e3,
             pages: PageCounts {
                 total: statistics.pages_total,

@@ -153,6 +153,9 @@ fn run_ends_with_the_exit_code_of_the_workload() {
     };
     assert_eq!(ends("exit 7"), Some(7));
     assert_eq!(ends("kill -9 $$"), Some(137));
+    let unwritable = ["run", "--app", "app", "--pid-file", "/nonexistent/pid", "--", "sh", "-c", "exit 8"];
+    let status = fixture.agent(&unwritable).stderr(Stdio::null()).status().unwrap();
+    assert_eq!(status.code(), Some(8), "a pid file is not worth a workload");
     let mut waiting = fixture
         .agent(&[
             "run",

@@ -74,7 +74,7 @@ pub fn restore(
         signals.forward_to(restored.pid);
     }
     if let Some(path) = &typed.pid_file {
-        write_pid(path, restored.pid)?;
+        write_pid(path, restored.pid);
     }
     let report = |restored: &Restored, residency| Report {
         checkpoint: restored.checkpoint.to_string(),

@@ -13,16 +13,17 @@ pub fn run(typed: &Run, signals: &Signals) -> Result<ExitCode, AgentError> {
     signals.forward_to(child.id());
     eprintln!("migration-agent: {} runs as pid {}", typed.app, child.id());
     if let Some(path) = &typed.pid_file {
-        write_pid(path, child.id())?;
+        write_pid(path, child.id());
     }
     Ok(supervise::wait_for(child.id())?.into())
 }
 
-/// Writes a pid file that is never seen half written.
-pub fn write_pid(path: &Path, pid: u32) -> Result<(), AgentError> {
-    let failed = |source| AgentError::Io { what: format!("cannot write {}", path.display()), source };
+/// Writes a pid file that is never seen half written. The workload runs already, so a file that cannot be written is said
+/// and not made a failure of it.
+pub fn write_pid(path: &Path, pid: u32) {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
-    fs::write(&name, format!("{pid}\n")).map_err(failed)?;
-    fs::rename(&name, path).map_err(failed)
+    if let Err(error) = fs::write(&name, format!("{pid}\n")).and_then(|()| fs::rename(&name, path)) {
+        eprintln!("migration-agent: cannot write {}: {error}", path.display());
+    }
 }
