@@ -24,6 +24,11 @@ use lazy_pages::{
     store::StoreUrl,
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
 use crate::error::AgentError;
 
 /// How long it may take to notice that CRIU has given up, and to end what had been restored.
@@ -56,6 +61,7 @@ impl PageServerProcess {
         app: &AppId,
         checkpoint: CheckpointId,
         images: &Path,
+        patience: Duration,
         log: &Log<'_>,
     ) -> Result<Self, AgentError> {
         let stderr = match log {
@@ -76,6 +82,7 @@ impl PageServerProcess {
             .arg(format!("--checkpoint={checkpoint}"))
             .arg("--dir")
             .arg(images)
+            .arg(format!("--patience={}", patience.as_secs()))
             .arg("--json")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -111,20 +118,28 @@ impl PageServerProcess {
     /// # Errors
     /// When pages can never come; the tree is dead then.
     pub fn resident(&self) -> Result<ServerStats, AgentError> {
-        match self.events.recv() {
+        let last = loop {
+            match self.events.recv() {
+                Ok(Report::TakenOver { pid, missing_pages }) => {
+                    tracing::warn!(pid, missing_pages, "the page server died, and another one goes on");
+                }
+                last => break last,
+            }
+        };
+        match last {
             Ok(Report::Resident(stats)) => Ok(stats),
             Ok(Report::Gone(_)) => Err(failed("the tree ended before its last page had arrived")),
             Ok(Report::Failed { reason }) => Err(AgentError::PageServer { reason }),
             Ok(other) => Err(failed(&format!("it said {other:?} out of turn"))),
-            Err(_) => {
-                Err(failed("it died; its guardian ends the tree, so that no missing page turns into zeros"))
-            }
+            Err(_) => Err(failed("all of its processes were killed at once")),
         }
     }
 
     /// Collects it after CRIU has given up, which it notices by itself. If it was the cause, because pages could not be
     /// had, that is returned.
     pub fn end_of_failed_restore(mut self) -> Option<AgentError> {
+        // Should CRIU never have come, it would wait on; otherwise this changes nothing.
+        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
         let deadline = Instant::now() + END;
         let status = loop {
             match self.child.try_wait() {
@@ -134,9 +149,8 @@ impl PageServerProcess {
             }
         };
         if status.is_none() {
-            // Its guardian then ends whatever is left of the tree.
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+            // It goes on ending whatever is left of the tree, and must not be stopped in that.
+            tracing::warn!("the page server still ends what had been restored");
         }
         if status.and_then(|status| status.code()) != Some(daemon::EXIT_KILLED.into()) {
             return None;

@@ -91,6 +91,9 @@ pub struct RestoreRequest {
     pub stdio: [OwnedFd; 3],
     /// A program whose `page-server` subcommand serves pages, as `migration-agent`'s does.
     pub page_server: PathBuf,
+    /// How long the processes wait for a store that cannot be reached before they are killed;
+    /// [`STORE_PATIENCE`](lazy_pages::server::STORE_PATIENCE) is a sensible choice.
+    pub patience: Duration,
     /// Where the page server's log goes; to standard error if `None`.
     pub page_server_log: Option<PathBuf>,
     /// Restore established TCP connections.
@@ -193,6 +196,7 @@ impl Agent {
                     &request.app,
                     id,
                     &images,
+                    request.patience,
                     &log,
                 )?;
                 server.ready(PAGE_SERVER_START)?;

@@ -5,6 +5,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 use lazy_pages::{
     ids::{AppId, CheckpointId},
+    server::STORE_PATIENCE,
     store::StoreUrl,
 };
 use migration_agent::Strategy;
@@ -79,9 +80,13 @@ pub enum Command {
     /// Serve the pages of one lazy restore (started by `restore`)
     #[command(hide = true)]
     PageServer(PageServer),
-    /// Hold the page-fault descriptors of one lazy restore (started by the page server)
+    /// Guard what a page server has left (started by it)
     #[command(hide = true)]
-    Guardian,
+    Guardian {
+        /// Number of the descriptor of its state
+        #[arg(long)]
+        state: i32,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -150,6 +155,10 @@ pub struct Restore {
     /// [default: a log file in the user's state directory]
     #[arg(long, value_name = "FILE|inherit")]
     pub output: Option<PathBuf>,
+    /// How long the restored processes wait for a store that cannot be reached, where they touch pages that have not come
+    /// yet, before they are killed
+    #[arg(long, value_name = "SECONDS", default_value_t = STORE_PATIENCE.as_secs())]
+    pub patience: u64,
     /// Write the workload's pid here
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
@@ -202,4 +211,6 @@ pub struct PageServer {
     pub checkpoint: CheckpointId,
     #[arg(long)]
     pub dir: PathBuf,
+    #[arg(long)]
+    pub patience: u64,
 }

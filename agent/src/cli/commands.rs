@@ -1,9 +1,9 @@
 //! From what was typed to what is done.
 
-use std::{ffi::OsString, io, os::fd::AsFd, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{ffi::OsString, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Parser;
-use lazy_pages::server::{GuardianCommand, daemon, guardian};
+use lazy_pages::server::daemon;
 use migration_agent::{Agent, AgentError, Progress, settings, supervise::Signals};
 use tracing_subscriber::EnvFilter;
 
@@ -48,7 +48,7 @@ pub fn main() -> ExitCode {
         Command::Verify(verify) => finish(inspect::verify(&verify, &cli.global, output), failed),
         Command::Delete(delete) => finish(inspect::delete(&delete, &cli.global, output), failed),
         Command::PageServer(server) => serve_pages(server, &cli.global),
-        Command::Guardian => guard(),
+        Command::Guardian { state } => guard(state),
     }
 }
 
@@ -96,27 +96,25 @@ fn serve_pages(typed: args::PageServer, global: &Global) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let guardian =
-        GuardianCommand { program: PathBuf::from("/proc/self/exe"), args: vec![OsString::from("guardian")] };
+    let restore =
+        daemon::Restore { app: typed.app, checkpoint: Some(typed.checkpoint), directory: typed.dir };
     ExitCode::from(daemon::run(&daemon::DaemonConfig {
         store,
-        app: typed.app,
-        checkpoint: Some(typed.checkpoint),
-        directory: typed.dir,
+        restores: vec![restore],
         json: global.json,
-        guardian,
+        patience: Duration::from_secs(typed.patience),
+        revival: ["guardian", "--state"].map(OsString::from).to_vec(),
     }))
 }
 
-fn guard() -> ExitCode {
-    match io::stdin().as_fd().try_clone_to_owned().and_then(guardian::run) {
-        Ok(guardian::Service::Dismissed) => ExitCode::SUCCESS,
-        Ok(guardian::Service::TreeKilled) => ExitCode::from(daemon::EXIT_KILLED),
-        Err(error) => {
+fn guard(state: i32) -> ExitCode {
+    daemon::revive(state).map_or_else(
+        |error| {
             tracing::error!(%error, "this is for page servers only");
             ExitCode::FAILURE
-        }
-    }
+        },
+        ExitCode::from,
+    )
 }
 
 fn start_log(verbose: u8) {

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use migration_agent::{
@@ -58,6 +59,7 @@ pub fn restore(
         strategy: typed.strategy,
         stdio: streams(log.as_deref())?,
         page_server: env::current_exe().map_err(io_error("cannot find this program"))?,
+        patience: Duration::from_secs(typed.patience),
         page_server_log: (!in_front).then(|| page_server_log(&typed)).transpose()?,
         tcp_established: typed.tcp_established,
     };

@@ -63,6 +63,11 @@ impl Lease {
         Self::put(store, app, checkpoint.to_string()).await
     }
 
+    /// The lease with this name, which another process took and has left to this one.
+    pub fn inherited(store: Arc<dyn ObjectStore>, app: &AppId, id: LeaseId) -> Self {
+        Self { store, key: keys::lease(app, id), id, released: AtomicBool::new(false) }
+    }
+
     /// Announces a delete, see [`super::delete`].
     pub(super) async fn acquire_for_delete(
         store: Arc<dyn ObjectStore>,
@@ -76,6 +81,11 @@ impl Lease {
         let key = keys::lease(app, id);
         store.put_new(&key, Bytes::from(content)).await?;
         Ok(Self { store, key, id, released: AtomicBool::new(false) })
+    }
+
+    /// Leaves it to another process, which knows it by its name: it is not removed when this is dropped.
+    pub fn leave(&self) {
+        self.released.store(true, Ordering::Relaxed);
     }
 
     /// Its name.

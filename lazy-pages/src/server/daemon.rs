@@ -1,39 +1,64 @@
 //! A page server as a process of its own: from the name of a checkpoint to its last page in memory.
 //!
-//! It writes the image directory, listens on `lazy-pages.socket` in it, says that it is ready, and serves one restore.
-//! What happens is told on standard output, one line each ([`Report`]); a reader that goes away does not end it.
+//! It writes the image directory, listens on `lazy-pages.socket` in it, says that it is ready, and serves one restore;
+//! or several, each with a directory of its own. What happens is told on standard output, one line each ([`Report`]); a
+//! reader that goes away does not end it.
+//!
+//! The process that calls [`run`] becomes the [guardian](super::guardian) of one it starts, which serves. What happens
+//! when one of these processes dies is told there. Nothing a dead server knew has to be read from the store again: the
+//! manifest is kept in memory too, so that a server can be replaced while the store cannot be reached.
 //!
 //! SIGTERM, SIGINT and SIGHUP end it only while no task has registered. After that, processes depend on it: ending early
 //! could only mean killing them, which nobody asked for, so it says how many pages are missing and goes on; it ends by
-//! itself when all pages are there. SIGKILL ends it, and then its guardian kills the processes.
+//! itself when all pages are there.
 
 use std::{
-    fs,
+    ffi::OsString,
+    fs::{self, File},
     io::{self, Write},
-    os::unix::net::UnixListener,
-    path::{Path, PathBuf},
+    os::{
+        fd::{AsRawFd, BorrowedFd, IntoRawFd, RawFd},
+        unix::{fs::FileExt, net::UnixListener},
+    },
+    path::PathBuf,
     process,
-    sync::Arc,
-    time::Instant,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
+    sync::watch,
 };
 
 use crate::{
-    catalog::{Catalog, CatalogError},
+    catalog::{Catalog, CatalogError, Lease},
+    format::{Manifest, ManifestError},
     ids::{AppId, CheckpointId},
-    materialize::{MaterializeError, materialize_lazy},
+    materialize::{MaterializeError, Materialized, materialize_lazy},
     reader::{Checkpoint, ReadError},
-    server::{GuardianCommand, Limits, Outcome, PageServer, PageServerConfig, ServerStats, StartError},
-    store::{self, StoreError, StoreUrl},
+    server::{
+        Limits, Outcome, PageServer, PageServerConfig, ServerStats, StartError,
+        guardian::{Work, guard, revive_alone},
+        journal::{Journal, Number, Phase},
+        kill::{cut_connections, end_tree, let_go, unknown_spaces},
+        state::{Role, State},
+        sys::{
+            process::{duplicate, take_over},
+            shared::memory_file,
+        },
+    },
+    store::{self, ObjectStore, StoreError, StoreUrl},
 };
 
 /// The socket's name, which CRIU knows.
 pub const SOCKET: &str = "lazy-pages.socket";
+
+/// The name of the configuration in `/proc/PID/fd`.
+pub(super) const CONFIG_NAME: &str = "lazy-pages-config";
 
 /// Exit code: every page is in memory, or the processes ended by themselves.
 pub const EXIT_DONE: u8 = 0;
@@ -46,21 +71,31 @@ pub const EXIT_KILLED: u8 = 4;
 /// Exit code: stopped by a signal before a restore had begun.
 pub const EXIT_CANCELLED: u8 = 5;
 
-/// What to serve and where.
-#[derive(Clone, Debug)]
-pub struct DaemonConfig {
-    /// Where checkpoints are.
-    pub store: StoreUrl,
+/// One restore to serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restore {
     /// Whose checkpoint.
     pub app: AppId,
     /// Which one; the newest if it is not said.
     pub checkpoint: Option<CheckpointId>,
     /// Directory for the images and the socket: empty or not there yet, best on a tmpfs.
     pub directory: PathBuf,
+}
+
+/// What to serve and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DaemonConfig {
+    /// Where checkpoints are.
+    pub store: StoreUrl,
+    /// The restores, each on its own: one that fails harms no other.
+    pub restores: Vec<Restore>,
     /// Report as JSON.
     pub json: bool,
-    /// How to start the guardian.
-    pub guardian: GuardianCommand,
+    /// How long processes wait for what does not come, a store that cannot be reached or a server to be attached, before
+    /// they are killed.
+    pub patience: Duration,
+    /// The arguments with which this program calls [`revive`], the number of a descriptor excepted, which follows them.
+    pub revival: Vec<OsString>,
 }
 
 /// What a daemon reports on standard output.
@@ -73,12 +108,22 @@ pub enum Report {
         checkpoint: String,
         /// Where its images are.
         directory: PathBuf,
-        /// This process.
+        /// The process that serves.
         pid: u32,
+        /// The process that starts another one if need be.
+        guardian: Option<u32>,
         /// Bytes of images written.
         image_bytes: u64,
         /// Time since the start.
         ready_ms: u64,
+    },
+    /// The process that served has died, and another one goes on in its place.
+    #[serde(rename = "taken-over")]
+    TakenOver {
+        /// The process that serves now.
+        pid: u32,
+        /// Stored pages that are still missing.
+        missing_pages: u64,
     },
     /// Every page is in memory; the daemon ends.
     Resident(ServerStats),
@@ -93,13 +138,21 @@ pub enum Report {
     Cancelled,
 }
 
+/// A report and whom it is about.
+#[derive(Serialize)]
+struct Line<'r> {
+    app: &'r str,
+    #[serde(flatten)]
+    report: &'r Report,
+}
+
 impl Report {
-    fn print(&self, json: bool) {
+    fn print(&self, app: &AppId, json: bool) {
         let line = if json {
-            serde_json::to_string(self)
+            serde_json::to_string(&Line { app: app.as_str(), report: self })
                 .unwrap_or_else(|error| format!("{{\"event\":\"failed\",\"reason\":\"{error}\"}}"))
         } else {
-            self.text()
+            format!("{app}: {}", self.text())
         };
         // Whoever listened may have gone; the processes still need their pages.
         let _ = writeln!(io::stdout(), "{line}");
@@ -111,6 +164,9 @@ impl Report {
                 "ready: checkpoint {checkpoint} in {0}; restore with: criu restore --lazy-pages -D {0}",
                 directory.display()
             ),
+            Self::TakenOver { pid, missing_pages } => {
+                format!("taken over by process {pid} with {missing_pages} pages missing")
+            }
             Self::Resident(stats) => {
                 let ms = stats.resident_ms.unwrap_or_default();
                 format!(
@@ -127,7 +183,7 @@ impl Report {
     }
 }
 
-/// Why serving did not begin.
+/// Why serving did not begin, or did not go on.
 #[derive(Debug, thiserror::Error)]
 enum DaemonError {
     #[error(transparent)]
@@ -140,24 +196,153 @@ enum DaemonError {
     Materialize(#[from] MaterializeError),
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
     #[error("{} cannot be made: {source}", path.display())]
     Socket { path: PathBuf, source: io::Error },
     #[error("the runtime cannot be set up: {0}")]
     Runtime(io::Error),
+    #[error("what another page server would need cannot be kept: {0}")]
+    State(io::Error),
+    #[error("the page server died while it prepared the restore")]
+    DiedPreparing,
 }
 
-/// Serves one restore and returns the exit code. Reports on standard output, failures included.
+/// Serves and returns the exit code. Reports on standard output, failures included. Call it before any other thread exists.
 pub fn run(config: &DaemonConfig) -> u8 {
-    let (report, code) = match serve(config) {
-        Ok(Outcome::Resident(stats)) => (Report::Resident(stats), EXIT_DONE),
-        Ok(Outcome::TreeGone(stats)) => (Report::Gone(stats), EXIT_DONE),
-        Ok(Outcome::RestoreFailed { reason }) => (Report::Failed { reason }, EXIT_RESTORE_FAILED),
-        Ok(Outcome::Stopped { reason }) => (Report::Failed { reason }, EXIT_KILLED),
-        Ok(Outcome::Cancelled) => (Report::Cancelled, EXIT_CANCELLED),
-        Err(error) => (Report::Failed { reason: with_causes(&error) }, EXIT_NOT_STARTED),
-    };
-    report.print(config.json);
-    code
+    let begun = Saved::of(config)
+        .save()
+        .and_then(|saved| State::create(config.restores.len(), saved))
+        .and_then(|state| guard(&state, config));
+    begun.unwrap_or_else(|error| {
+        for restore in &config.restores {
+            let reason = format!("the page server cannot start: {error}");
+            Report::Failed { reason }.print(&restore.app, config.json);
+        }
+        EXIT_NOT_STARTED
+    })
+}
+
+/// Becomes the guardian of what another one has left, at the descriptor with this number. Call it before any other thread
+/// exists.
+///
+/// # Errors
+/// When there is nothing of the kind.
+pub fn revive(state: RawFd) -> io::Result<u8> {
+    let state = State::open(take_over(state)?)?;
+    let config = Saved::load(state.config())?;
+    // Held by processes that are not there any more; one of them was this one.
+    state.call(Role::Server);
+    state.call(Role::Standby);
+    guard(&state, &config)
+}
+
+/// A configuration as it is kept for a successor.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    store: String,
+    restores: Vec<SavedRestore>,
+    json: bool,
+    patience: Duration,
+    revival: Vec<OsString>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedRestore {
+    app: String,
+    checkpoint: Option<String>,
+    directory: PathBuf,
+}
+
+impl Saved {
+    fn of(config: &DaemonConfig) -> Self {
+        let restore = |restore: &Restore| SavedRestore {
+            app: restore.app.to_string(),
+            checkpoint: restore.checkpoint.map(|id| id.to_string()),
+            directory: restore.directory.clone(),
+        };
+        Self {
+            store: config.store.to_string(),
+            restores: config.restores.iter().map(restore).collect(),
+            json: config.json,
+            patience: config.patience,
+            revival: config.revival.clone(),
+        }
+    }
+
+    fn save(&self) -> io::Result<std::os::fd::OwnedFd> {
+        memory_file(CONFIG_NAME, &serde_json::to_vec(self)?)
+    }
+
+    fn load(number: RawFd) -> io::Result<DaemonConfig> {
+        Self::read(&read_whole(number)?)
+    }
+
+    fn read(bytes: &[u8]) -> io::Result<DaemonConfig> {
+        let saved: Self = serde_json::from_slice(bytes)?;
+        let restore = |saved: SavedRestore| {
+            let checkpoint = saved.checkpoint.map(|id| id.parse()).transpose().map_err(io::Error::other)?;
+            let app = saved.app.parse().map_err(io::Error::other)?;
+            Ok(Restore { app, checkpoint, directory: saved.directory })
+        };
+        Ok(DaemonConfig {
+            store: saved.store.parse().map_err(io::Error::other)?,
+            restores: saved.restores.into_iter().map(restore).collect::<io::Result<_>>()?,
+            json: saved.json,
+            patience: saved.patience,
+            revival: saved.revival,
+        })
+    }
+}
+
+/// The content of one of our memory files.
+fn read_whole(number: RawFd) -> io::Result<Vec<u8>> {
+    let file = File::from(duplicate(number)?);
+    let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// The configuration of a daemon, as another process finds it.
+pub(super) fn config_of(bytes: &[u8]) -> io::Result<DaemonConfig> {
+    Saved::read(bytes)
+}
+
+impl Work for DaemonConfig {
+    fn serve(&self, state: &State) {
+        // Every thread's death is the server's: what is left of it could not be trusted, and another one goes on.
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            report(panic);
+            process::abort();
+        }));
+        match Server::new(self, state) {
+            Ok(server) => server.run(),
+            Err(error) => {
+                for (restore, journal) in self.restores.iter().zip(state.journals()) {
+                    // Whoever depends on it is served by the next one, if that can start.
+                    if journal.phase() == Phase::New {
+                        Report::Failed { reason: with_causes(&error) }.print(&restore.app, self.json);
+                        journal.finish(EXIT_NOT_STARTED);
+                    }
+                }
+            }
+        }
+    }
+
+    fn killed(&self, restore: usize, reason: &str) {
+        Report::Failed { reason: reason.to_owned() }.print(&self.restores[restore].app, self.json);
+    }
+
+    fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    fn revival(&self, state: BorrowedFd<'_>) -> Vec<OsString> {
+        let mut arguments = self.revival.clone();
+        arguments.push(state.as_raw_fd().to_string().into());
+        arguments
+    }
 }
 
 fn with_causes(error: &dyn std::error::Error) -> String {
@@ -170,89 +355,313 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn serve(config: &DaemonConfig) -> Result<Outcome, DaemonError> {
-    let started = Instant::now();
-    let runtime = runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(DaemonError::Runtime)?;
-    let store = store::open(&config.store)?;
-    let checkpoint = runtime.block_on(async {
-        let id = match config.checkpoint {
-            Some(id) => id,
-            None => Catalog::new(store.clone()).newest(&config.app).await?,
-        };
-        Ok::<_, DaemonError>(Checkpoint::open(store.clone(), &config.app, id).await?)
-    })?;
-    let outcome = serve_checkpoint(config, started, &runtime, store, &checkpoint);
-    if let Err(error) = runtime.block_on(checkpoint.lease().release()) {
-        tracing::warn!("the claim on the checkpoint stays until it is too old: {error}");
+/// The process that serves.
+struct Server<'c> {
+    config: &'c DaemonConfig,
+    state: &'c State,
+    store: Arc<dyn ObjectStore>,
+    runtime: runtime::Runtime,
+    running: Mutex<Vec<Arc<PageServer>>>,
+    cancelled: watch::Sender<bool>,
+    over: watch::Sender<bool>,
+}
+
+impl<'c> Server<'c> {
+    fn new(config: &'c DaemonConfig, state: &'c State) -> Result<Self, DaemonError> {
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(DaemonError::Runtime)?;
+        let store = store::open(&config.store)?;
+        let (cancelled, over) = (watch::channel(false).0, watch::channel(false).0);
+        Ok(Self { config, state, store, runtime, running: Mutex::default(), cancelled, over })
     }
-    // A fetch nobody needs any more must not hold up the end.
-    runtime.shutdown_background();
-    outcome
-}
 
-fn serve_checkpoint(
-    config: &DaemonConfig,
-    started: Instant,
-    runtime: &runtime::Runtime,
-    store: Arc<dyn store::ObjectStore>,
-    checkpoint: &Checkpoint,
-) -> Result<Outcome, DaemonError> {
-    let written = runtime.block_on(materialize_lazy(checkpoint, &config.directory))?;
-    let path = config.directory.join(SOCKET);
-    let listener =
-        UnixListener::bind(&path).map_err(|source| DaemonError::Socket { path: path.clone(), source })?;
-    let _unlink = Unlink(&path);
-    let limits = Limits::for_store(&*store);
-    let server = Arc::new(PageServer::start(PageServerConfig {
-        store,
-        manifest: checkpoint.manifest().clone(),
-        listener,
-        guardian: config.guardian.clone(),
-        runtime: runtime.handle().clone(),
-        limits,
-    })?);
-    heed_signals(runtime, &server)?;
-    let report = Report::Ready {
-        checkpoint: checkpoint.manifest().id.to_string(),
-        directory: config.directory.clone(),
-        pid: process::id(),
-        image_bytes: written.bytes,
-        ready_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-    };
-    report.print(config.json);
-    Ok(server.wait())
-}
+    fn run(self) {
+        // Unknown descriptors are those of tasks that were handed over in a dead server's last moment, so of a restore that
+        // was under way.
+        let unknown = !unknown_spaces(self.state).is_empty();
+        let waiting = thread::current();
+        thread::scope(|scope| {
+            let server = &self;
+            scope.spawn(|| server.heed_signals());
+            let restores = self.config.restores.iter().zip(self.state.journals()).enumerate();
+            let served: Vec<_> = restores
+                .map(|(at, (restore, journal))| {
+                    let waiting = waiting.clone();
+                    scope.spawn(move || {
+                        server.serve_one(at, restore, journal, unknown);
+                        waiting.unpark();
+                    })
+                })
+                .collect();
+            while !served.iter().all(thread::ScopedJoinHandle::is_finished) {
+                self.keep_guarded();
+                thread::park_timeout(GUARD_TICK);
+            }
+            self.over.send_replace(true);
+        });
+        // A fetch nobody needs any more must not hold up the end.
+        self.runtime.shutdown_background();
+    }
 
-fn heed_signals(runtime: &runtime::Runtime, server: &Arc<PageServer>) -> Result<(), DaemonError> {
-    let _runtime = runtime.enter();
-    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
-        let mut signals = signal(kind).map_err(DaemonError::Runtime)?;
-        let server = Arc::clone(server);
-        runtime.spawn(async move {
-            while signals.recv().await.is_some() {
-                server.cancel();
-                let missing = server.stats().missing_pages;
-                if missing > 0 {
-                    tracing::warn!(
-                        missing,
-                        "processes still need pages from here; this ends when they have them"
-                    );
+    /// One restore, from whatever its journal says to its end.
+    fn serve_one(&self, at: usize, restore: &Restore, journal: &Arc<Journal>, unknown: bool) {
+        let outcome = match journal.phase() {
+            Phase::Over if journal.is_finished() => return,
+            Phase::Over => {
+                let_go(self.state, at);
+                Ok(concluded(journal))
+            }
+            Phase::New => self.begin(restore, journal),
+            Phase::Preparing => Err(DaemonError::DiedPreparing),
+            Phase::Listening | Phase::Restoring if unknown => Ok(self.end_restore(at, journal)),
+            Phase::Listening | Phase::Restoring | Phase::Running => self.take_over(at, restore, journal),
+        };
+        let (report, code) = match outcome {
+            Ok(Outcome::Resident(stats)) => (Report::Resident(stats), EXIT_DONE),
+            Ok(Outcome::TreeGone(stats)) => (Report::Gone(stats), EXIT_DONE),
+            Ok(Outcome::RestoreFailed { reason }) => (Report::Failed { reason }, EXIT_RESTORE_FAILED),
+            Ok(Outcome::Stopped { reason }) => (Report::Failed { reason }, EXIT_KILLED),
+            Ok(Outcome::Cancelled) => (Report::Cancelled, EXIT_CANCELLED),
+            Err(error) => (Report::Failed { reason: with_causes(&error) }, EXIT_NOT_STARTED),
+        };
+        journal.conclude(code);
+        let _ = fs::remove_file(restore.directory.join(SOCKET));
+        report.print(&restore.app, self.config.json);
+        self.release(restore, journal);
+        journal.finish(code);
+    }
+
+    fn release(&self, restore: &Restore, journal: &Journal) {
+        let Some((_, lease)) = journal.checkpoint() else { return };
+        let lease = Lease::inherited(Arc::clone(&self.store), &restore.app, lease);
+        if let Err(error) = self.runtime.block_on(lease.release()) {
+            tracing::warn!("the claim on the checkpoint stays until it is too old: {error}");
+        }
+    }
+
+    /// The first server of a restore.
+    fn begin(&self, restore: &Restore, journal: &Arc<Journal>) -> Result<Outcome, DaemonError> {
+        let started = Instant::now();
+        journal.enter(Phase::Preparing);
+        let mut cancelled = self.cancelled.subscribe();
+        let prepared = self.runtime.block_on(async {
+            tokio::select! {
+                prepared = self.prepare(restore, journal) => prepared.map(Some),
+                _ = cancelled.wait_for(|cancelled| *cancelled) => Ok(None),
+            }
+        })?;
+        let Some((manifest, written)) = prepared else { return Ok(Outcome::Cancelled) };
+        let path = restore.directory.join(SOCKET);
+        let failed = |source| DaemonError::Socket { path: path.clone(), source };
+        let listener = UnixListener::bind(&path).map_err(failed)?;
+        // A successor finds it by its number.
+        let number = listener.try_clone().map_err(failed)?.into_raw_fd();
+        journal.set_listener(number);
+        let id = manifest.id;
+        self.start(manifest, listener, journal, || {
+            Report::Ready {
+                checkpoint: id.to_string(),
+                directory: restore.directory.clone(),
+                pid: process::id(),
+                guardian: self.state.holder(Role::Guardian),
+                image_bytes: written.bytes,
+                ready_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            }
+            .print(&restore.app, self.config.json)
+        })
+    }
+
+    async fn prepare(
+        &self,
+        restore: &Restore,
+        journal: &Journal,
+    ) -> Result<(Arc<Manifest>, Materialized), DaemonError> {
+        let id = match restore.checkpoint {
+            Some(id) => id,
+            None => Catalog::new(Arc::clone(&self.store)).newest(&restore.app).await?,
+        };
+        let checkpoint = Checkpoint::open(Arc::clone(&self.store), &restore.app, id).await?;
+        let manifest = Arc::clone(checkpoint.manifest());
+        let kept = memory_file("lazy-pages-manifest", &manifest.encode()?).map_err(DaemonError::State)?;
+        journal.set_checkpoint(id, checkpoint.lease().id(), kept.into_raw_fd());
+        let written = materialize_lazy(&checkpoint, &restore.directory).await?;
+        // The lease is the journal's from here on.
+        checkpoint.lease().leave();
+        Ok((manifest, written))
+    }
+
+    /// A restore another server had begun to serve.
+    fn take_over(
+        &self,
+        at: usize,
+        restore: &Restore,
+        journal: &Arc<Journal>,
+    ) -> Result<Outcome, DaemonError> {
+        let started = self.left(journal).and_then(|(manifest, listener)| {
+            self.start(manifest, listener, journal, || self.report_takeover(restore, journal))
+        });
+        started.or_else(|error| {
+            let reason =
+                format!("its page server died, and its work cannot be taken over: {}", with_causes(&error));
+            tracing::error!("the restored processes are killed: {reason}");
+            end_tree(self.state, at);
+            Ok(Outcome::Stopped { reason })
+        })
+    }
+
+    /// The last server died in the moment between receiving a task's descriptor and recording it. Nobody knows whose that is,
+    /// so what CRIU has made so far is ended.
+    fn end_restore(&self, at: usize, journal: &Journal) -> Outcome {
+        cut_connections(journal);
+        end_tree(self.state, at);
+        Outcome::RestoreFailed { reason: "the page server died while a task registered".to_owned() }
+    }
+
+    fn report_takeover(&self, restore: &Restore, journal: &Journal) {
+        let report =
+            Report::TakenOver { pid: process::id(), missing_pages: journal.value(Number::MissingPages) };
+        report.print(&restore.app, self.config.json);
+    }
+
+    /// What a dead server has left.
+    fn left(&self, journal: &Journal) -> Result<(Arc<Manifest>, UnixListener), DaemonError> {
+        let kept = |number: Option<RawFd>| number.ok_or_else(|| io::Error::other("it is not in the journal"));
+        let manifest = kept(journal.manifest()).and_then(read_whole).map_err(DaemonError::State)?;
+        let listener = kept(journal.listener()).and_then(duplicate).map_err(DaemonError::State)?;
+        Ok((Arc::new(Manifest::decode(&manifest)?), listener.into()))
+    }
+
+    fn start(
+        &self,
+        manifest: Arc<Manifest>,
+        listener: UnixListener,
+        journal: &Arc<Journal>,
+        report: impl FnOnce(),
+    ) -> Result<Outcome, DaemonError> {
+        let limits = Limits { store_patience: self.config.patience, ..Limits::for_store(&*self.store) };
+        let config = PageServerConfig {
+            store: Arc::clone(&self.store),
+            manifest,
+            listener,
+            runtime: self.runtime.handle().clone(),
+            limits,
+        };
+        let server = Arc::new(PageServer::start_with(config, Arc::clone(journal))?);
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&server));
+        if *self.cancelled.borrow() {
+            server.cancel();
+        }
+        report();
+        Ok(server.wait())
+    }
+
+    /// Until all is over.
+    fn heed_signals(&self) {
+        let mut over = self.over.subscribe();
+        let heeded = self.runtime.block_on(async {
+            let mut terminate = signal(SignalKind::terminate())?;
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            let mut hangup = signal(SignalKind::hangup())?;
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                    _ = hangup.recv() => {}
+                    _ = over.changed() => return io::Result::Ok(()),
                 }
+                self.cancel();
             }
         });
+        if let Err(error) = heeded {
+            tracing::warn!("signals are not heeded: {error}");
+        }
     }
-    Ok(())
+
+    fn cancel(&self) {
+        self.cancelled.send_replace(true);
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for server in running {
+            server.cancel();
+            let missing = server.stats().missing_pages;
+            if missing > 0 {
+                tracing::warn!(
+                    missing,
+                    "processes still need pages from here; this ends when they have them"
+                );
+            }
+        }
+    }
+
+    /// When guardian and standby are both dead, nobody would notice this process's death: it becomes the guardian itself,
+    /// and starts another server. Nothing may be read off a descriptor meanwhile.
+    fn keep_guarded(&self) {
+        const LOOKS: u32 = 5;
+        let alone =
+            || self.state.watch(Role::Guardian).is_none() && self.state.watch(Role::Standby).is_none();
+        for _ in 0..LOOKS {
+            if !alone() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        tracing::error!("the guardian and its standby have died; this page server starts others");
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        running.iter().for_each(|server| server.pause().want());
+        let paused = |server: &Arc<PageServer>| server.pause().is_reached() || server.has_ended();
+        let asked = Instant::now();
+        while !running.iter().all(paused) && asked.elapsed() < Duration::from_secs(5) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        if running.iter().all(paused) {
+            let error = revive_alone(self.state, self.config);
+            tracing::error!("pages are lost if this page server is killed: {error}");
+        }
+        running.iter().for_each(|server| server.pause().end());
+    }
 }
 
-/// Removes the socket: the next restore must not find a dead one.
-struct Unlink<'p>(&'p Path);
+/// How a restore ended whose server died before it could say so.
+fn concluded(journal: &Journal) -> Outcome {
+    let stats = ServerStats::of(journal);
+    let reason = || "the page server died before it could say why".to_owned();
+    match journal.outcome() {
+        Some(EXIT_DONE) if stats.resident_ms.is_some() => Outcome::Resident(stats),
+        Some(EXIT_DONE) => Outcome::TreeGone(stats),
+        Some(EXIT_CANCELLED) => Outcome::Cancelled,
+        Some(EXIT_RESTORE_FAILED) => Outcome::RestoreFailed { reason: reason() },
+        _ => Outcome::Stopped { reason: reason() },
+    }
+}
 
-impl Drop for Unlink<'_> {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(self.0);
+/// How often a server looks whether it is guarded.
+const GUARD_TICK: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_successor_reads_the_configuration_it_was_left() {
+        let config = DaemonConfig {
+            store: "s3://bucket/prefix?endpoint=http://127.0.0.1:9000&region=us-east-1&path-style=true"
+                .parse()
+                .unwrap(),
+            restores: vec![
+                Restore { app: "a/b/c".parse().unwrap(), checkpoint: None, directory: "/run/c".into() },
+                Restore {
+                    app: "d".parse().unwrap(),
+                    checkpoint: Some(CheckpointId::new()),
+                    directory: "relative".into(),
+                },
+            ],
+            json: true,
+            patience: Duration::from_millis(1500),
+            revival: vec!["guardian".into(), "--state".into()],
+        };
+        let file = Saved::of(&config).save().unwrap();
+        assert_eq!(Saved::load(file.as_raw_fd()).unwrap(), config);
     }
 }

@@ -2,9 +2,8 @@
 //! over.
 //!
 //! What always holds:
-//! - It never waits for the network, for a worker's queue or for a fetch; only for copies under way (see `space`), and
-//!   for the guardian to take a descriptor.
-//! - The guardian has a descriptor before the first fault on it is answered.
+//! - It never waits for the network, for a worker's queue or for a fetch; only for copies under way (see `space`).
+//! - Whatever it reads or decides is in the journal before it has an effect, so that another server can go on from there.
 //! - A descriptor is closed when nothing stored is missing anywhere, or when its address space has ended; there is no
 //!   third way. When pages can never come, the tree is killed first.
 //!
@@ -12,17 +11,18 @@
 //! closed, it maps zeros there by itself, which is what the checkpoint says is there.
 
 mod admission;
+mod takeover;
 
 use std::{
     collections::{HashMap, HashSet},
     io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::net::UnixListener,
     },
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -36,12 +36,14 @@ use rustix::{
 
 use crate::{
     server::{
+        daemon::{EXIT_CANCELLED, EXIT_DONE, EXIT_KILLED, EXIT_RESTORE_FAILED},
         filler::{Filler, KeepWorking},
-        guardian::{Guardian, GuardianCommand, until_gone},
+        journal::{Journal, Number, Record, Writer},
+        kill::until_gone,
         registration::Connection,
         space::{Answer, FillError, Space, SpaceId},
+        sys::uffd::{BATCH, Event, Uffd},
         tree::Tree,
-        uffd::{BATCH, Event, Uffd},
     },
     units::VirtAddr,
 };
@@ -52,8 +54,6 @@ const TICK: Duration = Duration::from_millis(200);
 const DEFERRED_PAUSE: Duration = Duration::from_micros(20);
 /// How long a fault may be put off; it is microseconds unless the process is out of memory.
 const DEFERRED_LIMIT: Duration = Duration::from_secs(30);
-/// How often a guardian that dies is replaced.
-const GUARDIAN_RESTARTS: u32 = 3;
 /// How long CRIU may take to notice that its tasks were killed.
 const CRIU_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -72,24 +72,22 @@ pub enum End {
     Cancelled,
 }
 
-/// When things happened, in microseconds since the server started; 0 is never.
-#[derive(Debug, Default)]
-pub struct Times {
-    /// The first task registered.
-    pub registered: AtomicU64,
-    /// CRIU let the processes run.
-    pub restored: AtomicU64,
-    /// The first fault was read.
-    pub first_fault: AtomicU64,
-    /// All stored pages were in memory.
-    pub resident: AtomicU64,
+impl End {
+    /// The exit code that tells it.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Resident | Self::TreeGone => EXIT_DONE,
+            Self::RestoreFailed(_) => EXIT_RESTORE_FAILED,
+            Self::Stopped(_) => EXIT_KILLED,
+            Self::Cancelled => EXIT_CANCELLED,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
     Wakeup,
     Listener,
-    Guardian,
     Connection(u64),
     Space(SpaceId),
     Process(u64),
@@ -102,7 +100,6 @@ impl Source {
         let (kind, id) = match self {
             Self::Wakeup => (0, 0),
             Self::Listener => (1, 0),
-            Self::Guardian => (2, 0),
             Self::Connection(id) => (3, id),
             Self::Space(id) => (4, id.0),
             Self::Process(id) => (5, id),
@@ -115,7 +112,6 @@ impl Source {
         match data.u64() >> Self::KIND {
             0 => Self::Wakeup,
             1 => Self::Listener,
-            2 => Self::Guardian,
             3 => Self::Connection(id),
             4 => Self::Space(SpaceId(id)),
             _ => Self::Process(id),
@@ -132,8 +128,9 @@ struct Deferred {
 /// See the module's description.
 pub struct EventLoop {
     filler: Arc<Filler>,
-    times: Arc<Times>,
-    started: Instant,
+    journal: Arc<Journal>,
+    writer: Writer,
+    pause: Arc<Pause>,
     epoll: OwnedFd,
     wakeup: OwnedFd,
     listener: UnixListener,
@@ -146,44 +143,74 @@ pub struct EventLoop {
     pidfds: HashMap<u64, OwnedFd>,
     restored: bool,
     restore_failure: Option<String>,
-    guardian: Option<Guardian>,
-    guardian_command: GuardianCommand,
-    guardian_restarts: u32,
     tree: Tree,
     /// Descriptors of tasks that do not belong here; held until those tasks have ended.
     foreign: Vec<Uffd>,
     forked: bool,
     deferred: Vec<Deferred>,
-    events: Vec<Event>,
+    faults: Vec<VirtAddr>,
+}
+
+/// Stops event threads where they read nothing, so that this process can become another program without losing what
+/// was read.
+#[derive(Debug, Default)]
+pub struct Pause {
+    wanted: AtomicBool,
+    reached: AtomicBool,
+}
+
+impl Pause {
+    /// Asks for it. The thread that does not stop is one that has ended.
+    pub fn want(&self) {
+        self.wanted.store(true, Ordering::Release);
+    }
+
+    /// Whether it has stopped.
+    pub fn is_reached(&self) -> bool {
+        self.reached.load(Ordering::Acquire)
+    }
+
+    /// Lets it go on.
+    pub fn end(&self) {
+        self.wanted.store(false, Ordering::Release);
+    }
+
+    fn heed(&self) {
+        while self.wanted.load(Ordering::Acquire) {
+            self.reached.store(true, Ordering::Release);
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.reached.store(false, Ordering::Release);
+    }
 }
 
 impl EventLoop {
     /// Nothing registered yet. `listener` is where CRIU will connect.
     ///
     /// # Errors
-    /// When descriptors cannot be set up or the guardian cannot be started.
+    /// When descriptors cannot be set up.
     pub fn new(
         filler: Arc<Filler>,
-        times: Arc<Times>,
         listener: UnixListener,
         wakeup: OwnedFd,
-        guardian_command: GuardianCommand,
+        pause: Arc<Pause>,
         cancel: Arc<AtomicBool>,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         rustix::net::sockopt::set_socket_passcred(&listener, true)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let guardian = Guardian::start(&guardian_command)?;
         let add = |fd: BorrowedFd<'_>, source: Source| {
             epoll::add(&epoll, fd, source.token(), epoll::EventFlags::IN)
         };
         add(wakeup.as_fd(), Source::Wakeup)?;
         add(listener.as_fd(), Source::Listener)?;
-        add(guardian.as_fd(), Source::Guardian)?;
+        let journal = Arc::clone(&filler.journal);
+        journal.lock();
         Ok(Self {
+            writer: journal.writer(),
+            journal,
             filler,
-            times,
-            started: Instant::now(),
+            pause,
             epoll,
             wakeup,
             listener,
@@ -195,14 +222,11 @@ impl EventLoop {
             pidfds: HashMap::new(),
             restored: false,
             restore_failure: None,
-            guardian: Some(guardian),
-            guardian_command,
-            guardian_restarts: 0,
             tree: Tree::default(),
             foreign: Vec::new(),
             forked: false,
             deferred: Vec::new(),
-            events: Vec::with_capacity(BATCH),
+            faults: Vec::with_capacity(BATCH),
         })
     }
 
@@ -211,6 +235,7 @@ impl EventLoop {
         let mut events = Vec::with_capacity(64);
         let mut ticked = Instant::now();
         let end = loop {
+            self.pause.heed();
             self.wait(&mut events);
             for event in events.drain(..) {
                 self.handle(Source::of(event.data));
@@ -230,11 +255,11 @@ impl EventLoop {
             tracing::error!("the restored processes are killed: {reason}");
             self.kill_tree();
         }
-        // Nothing is missing, or nobody is there to miss it.
+        // Nothing is missing, or nobody is there to miss it. Said before anything is closed: whoever takes over must not
+        // look for descriptors any more.
+        self.publish();
+        self.journal.conclude(end.exit_code());
         self.filler.spaces.close();
-        if let Some(guardian) = self.guardian.take() {
-            guardian.dismiss();
-        }
         end
     }
 
@@ -259,7 +284,6 @@ impl EventLoop {
                 let _ = rustix::io::read(&self.wakeup, &mut [0_u8; 8]);
             }
             Source::Listener => self.accept(),
-            Source::Guardian => self.replace_guardian(),
             Source::Connection(id) => self.read_connection(id),
             Source::Space(id) => {
                 if let Some(space) = self.filler.spaces.get(id) {
@@ -270,7 +294,7 @@ impl EventLoop {
                 if let Some(pidfd) = self.pidfds.remove(&id) {
                     let _ = epoll::delete(&self.epoll, &pidfd);
                 }
-                self.filler.spaces.reap();
+                self.reap();
             }
         }
     }
@@ -283,22 +307,28 @@ impl EventLoop {
 
     /// Reads what a descriptor has to say: first all of it that changes the map, then answers the faults.
     fn read_events(&mut self, space: &Arc<Space>) {
-        let mut events = std::mem::take(&mut self.events);
+        let mut faults = std::mem::take(&mut self.faults);
         loop {
             let read = space.exclusively(|space| {
-                let read = space.uffd().read(&mut events);
-                events.retain_mut(|event| self.is_fault_or_apply(space, event));
+                self.record_dropped(space);
+                let read = self.writer.read(space.id, space.uffd());
+                for at in 0..*read.as_ref().unwrap_or(&0) {
+                    match self.writer.message(at) {
+                        Some(Event::Fault(page)) => faults.push(page),
+                        Some(event) => self.apply(space, event),
+                        None => {}
+                    }
+                }
+                self.writer.commit();
                 read
             });
-            if !events.is_empty() {
-                mark(&self.times.first_fault, self.started);
-                self.filler.counters.faults.fetch_add(events.len() as u64, Ordering::Relaxed);
+            if !faults.is_empty() {
+                mark(&self.journal, Number::FirstFault);
+                self.filler.count(Number::Faults, faults.len() as u64);
             }
             let since = Instant::now();
-            for event in events.drain(..) {
-                if let Event::Fault(page) = event {
-                    self.answer(Deferred { space: Arc::clone(space), page, since });
-                }
+            for page in faults.drain(..) {
+                self.answer(Deferred { space: Arc::clone(space), page, since });
             }
             match read {
                 Ok(BATCH) => {}
@@ -310,37 +340,46 @@ impl EventLoop {
                 }
             }
         }
-        self.events = events;
+        self.faults = faults;
     }
 
-    /// Applies an event that changes the map. Called while nobody copies.
-    fn is_fault_or_apply(&mut self, space: &Space, event: &mut Event) -> bool {
+    /// What a copying thread has found out goes into the journal before the next event does.
+    fn record_dropped(&mut self, space: &Space) {
+        for page in space.take_dropped() {
+            self.writer.append(Record::Remove { space: space.id, start: page, end: page.add(1) });
+        }
+    }
+
+    /// Applies an event that changes the map, and records it if it did. Called while nobody copies.
+    fn apply(&mut self, space: &Space, event: Event) {
         match event {
-            Event::Fault(_) => return true,
-            Event::Fork(child) => {
-                if let Some(child) = child.take() {
-                    self.fork(space, child);
+            Event::Fault(_) => {}
+            Event::Fork(child) => self.fork(space, child),
+            Event::Remap { from, to, pages } => {
+                if space.state().remap(from, to, pages) {
+                    self.writer.append(Record::Remap { space: space.id, from, to, pages });
                 }
-            }
-            &mut Event::Remap { from, to, pages } => {
-                space.state().remap(from, to, pages);
                 space.uffd().wake(from, from.add(pages));
             }
-            &mut Event::Remove { start, end } => {
-                space.state().remove(start, end);
+            Event::Remove { start, end } => {
+                if space.state().remove(start, end) {
+                    self.writer.append(Record::Remove { space: space.id, start, end });
+                }
                 space.uffd().wake(start, end);
             }
         }
-        false
     }
 
     /// Called while nobody copies to the parent.
-    fn fork(&mut self, parent: &Space, child: Uffd) {
-        if let Some(guardian) = &self.guardian {
-            let _ = guardian.hold(&child);
-        }
+    fn fork(&mut self, parent: &Space, child: RawFd) {
+        let uffd = match Uffd::take_over(child) {
+            Ok(uffd) => uffd,
+            Err(error) => return self.filler.fail(format!("a forked child cannot be served: {error}")),
+        };
+        let id = self.filler.spaces.next_id();
+        self.writer.append(Record::Fork { parent: parent.id, space: id, uffd: child });
         let state = parent.state().forked();
-        let space = self.filler.spaces.add(parent.object, child, state);
+        let space = self.filler.spaces.add(Space::new(id, parent.object, uffd, state));
         self.watch(space.uffd().as_fd(), Source::Space(space.id));
         self.forked = true;
     }
@@ -349,7 +388,7 @@ impl EventLoop {
         let Deferred { space, page, since } = &fault;
         match space.answer(*page) {
             Ok(Answer::Done { zeroed }) => {
-                self.filler.counters.zeroed_pages.fetch_add(zeroed, Ordering::Relaxed);
+                self.filler.count(Number::ZeroedPages, zeroed);
             }
             Ok(Answer::Later) if since.elapsed() > DEFERRED_LIMIT => {
                 self.filler.fail(FillError::NoMemory.to_string());
@@ -372,50 +411,35 @@ impl EventLoop {
     }
 
     fn tick(&mut self) {
-        self.filler.spaces.reap();
+        self.reap();
         if std::mem::take(&mut self.forked) {
             for pid in self.tree.scan() {
-                let found = self.tree.processes().find(|(known, _)| *known == pid);
-                if let (Some(guardian), Some((_, pidfd))) = (&self.guardian, found) {
-                    let _ = guardian.watch(pid, pidfd);
+                if let Some(pidfd) = self.tree.pidfd(pid) {
+                    self.writer.append(Record::Process { pid, pidfd: pidfd.as_raw_fd() });
                 }
             }
         }
+        self.publish();
     }
 
-    /// The guardian has ended, which it never does by itself before it is dismissed.
-    fn replace_guardian(&mut self) {
-        let Some(guardian) = self.guardian.take() else { return };
-        let _ = epoll::delete(&self.epoll, guardian.as_fd());
-        tracing::error!("the guardian has ended: {}", guardian.bury());
-        if self.guardian_restarts == GUARDIAN_RESTARTS {
-            tracing::error!("no guardian is started any more: if this server is killed now, pages are lost");
-            return;
-        }
-        self.guardian_restarts += 1;
-        match self.start_guardian() {
-            Ok(guardian) => {
-                self.watch(guardian.as_fd(), Source::Guardian);
-                self.guardian = Some(guardian);
-            }
-            Err(error) => {
-                tracing::error!("there is no guardian, pages are lost if this server is killed: {error}")
-            }
+    /// Lets go of address spaces that have ended.
+    fn reap(&mut self) {
+        for space in self.filler.spaces.reap() {
+            // Before its descriptor is closed and its number means something else.
+            self.writer.append(Record::Closed { space: space.id });
         }
     }
 
-    fn start_guardian(&self) -> io::Result<Guardian> {
-        let guardian = Guardian::start(&self.guardian_command)?;
-        for space in self.filler.spaces.all() {
-            guardian.hold(space.uffd())?;
+    /// Puts where things stand where others can see it.
+    fn publish(&self) {
+        let (waiting, since) = self.filler.frames().waiting();
+        let longest = since.map_or(0, |since| since.elapsed().as_micros() as u64);
+        let missing = self.filler.spaces.missing_pages();
+        for (number, value) in
+            [(Number::Waiting, waiting), (Number::LongestWait, longest), (Number::MissingPages, missing)]
+        {
+            self.journal.number(number).store(value, Ordering::Relaxed);
         }
-        for uffd in &self.foreign {
-            guardian.hold(uffd)?;
-        }
-        for (pid, pidfd) in self.tree.processes() {
-            guardian.watch(pid, pidfd)?;
-        }
-        Ok(guardian)
     }
 
     /// Whether it is over, and how.
@@ -434,9 +458,9 @@ impl EventLoop {
         }
         if self.filler.frames().undelivered() == 0 {
             // What has ended needs nothing; that is not the same as having got everything.
-            self.filler.spaces.reap();
+            self.reap();
             if !self.filler.spaces.is_empty() && self.nothing_is_missing() {
-                mark(&self.times.resident, self.started);
+                mark(&self.journal, Number::Resident);
                 return Some(End::Resident);
             }
             self.filler.start_background();
@@ -476,7 +500,7 @@ impl EventLoop {
                 self.read_connection(owner);
             }
             self.tree.kill();
-            self.filler.spaces.reap();
+            self.reap();
             self.foreign.retain(Uffd::is_alive);
             let criu =
                 self.owner.is_some_and(|owner| self.connections.contains_key(&owner)) && !self.restored;
@@ -486,8 +510,13 @@ impl EventLoop {
     }
 }
 
-fn mark(time: &AtomicU64, started: Instant) {
-    let now = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
+fn mark(journal: &Journal, event: Number) {
     // Only the first time counts.
-    let _ = time.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire);
+    let _ = journal.number(event).compare_exchange(0, now(), Ordering::AcqRel, Ordering::Acquire);
+}
+
+/// Microseconds of the monotonic clock; never 0.
+pub fn now() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    (time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000).max(1)
 }

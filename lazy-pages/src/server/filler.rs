@@ -28,6 +28,7 @@ use crate::{
     format::{FrameIndex, Manifest, VerifiedFrame, keys},
     server::{
         frames::{Frames, Layout, Unit, Want},
+        journal::{Journal, Number},
         space::SpaceId,
         spaces::Spaces,
     },
@@ -36,6 +37,10 @@ use crate::{
 
 /// Background work gets a third of the processor time that something else gets which wants it too.
 const WORKER_NICENESS: i32 = 5;
+
+/// Longer than the outages object stores have had, with few exceptions. Waiting costs the processes time; giving up costs
+/// them their lives.
+pub const STORE_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Bounds on what the server takes of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,8 +51,8 @@ pub struct Limits {
     pub unit_bytes: u64,
     /// Bytes of the background fill that are on their way or wait for a worker.
     pub ahead_bytes: u64,
-    /// How long a store that cannot be reached is asked again before the processes are given up. They run meanwhile, and
-    /// wait only where they touch a missing page.
+    /// How long a store that cannot be reached, or refuses, is asked again before the processes are given up. They run
+    /// meanwhile, and wait only where they touch a missing page.
     pub store_patience: Duration,
 }
 
@@ -61,24 +66,9 @@ impl Limits {
             workers: std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16),
             unit_bytes,
             ahead_bytes,
-            store_patience: Duration::from_secs(120),
+            store_patience: STORE_PATIENCE,
         }
     }
-}
-
-/// Numbers that only grow.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Faults read, repeated ones included.
-    pub faults: AtomicU64,
-    /// Bytes that came from the store.
-    pub fetched_bytes: AtomicU64,
-    /// Pages copied.
-    pub installed_pages: AtomicU64,
-    /// Pages filled with zeros, because that is what belongs there.
-    pub zeroed_pages: AtomicU64,
-    /// The longest a thread waited for a page that had to be fetched, in microseconds.
-    pub longest_fault_us: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -99,8 +89,8 @@ pub struct Filler {
     pub layout: Layout,
     /// What is being filled.
     pub spaces: Spaces,
-    /// Numbers for the user.
-    pub counters: Counters,
+    /// Where numbers are kept, and what another server must know.
+    pub journal: Arc<Journal>,
     frames: Mutex<Frames>,
     background: AtomicBool,
     ahead: AtomicU64,
@@ -109,6 +99,24 @@ pub struct Filler {
     failure: OnceLock<String>,
     ended: AtomicBool,
     wakeup: OwnedFd,
+}
+
+/// Whether the store may answer differently later: it is not reachable, or somebody has to renew credentials or mount a
+/// directory. An object that is gone or shorter than it was stays so.
+fn may_pass(error: &StoreError) -> bool {
+    match error {
+        StoreError::Unavailable { .. }
+        | StoreError::Denied { .. }
+        | StoreError::NoSuchStore { .. }
+        | StoreError::Other { .. } => true,
+        StoreError::NotFound { .. }
+        | StoreError::AlreadyExists { .. }
+        | StoreError::Truncated { .. }
+        | StoreError::TooLarge { .. }
+        | StoreError::NoConditionalCreate { .. }
+        | StoreError::InvalidKey { .. }
+        | StoreError::InvalidUrl { .. } => false,
+    }
 }
 
 /// The workers' ends of the queues.
@@ -130,6 +138,7 @@ impl Filler {
         manifest: Arc<Manifest>,
         runtime: Handle,
         limits: Limits,
+        journal: Arc<Journal>,
         wakeup: OwnedFd,
     ) -> (Self, Queues, KeepWorking) {
         let (urgent, urgent_queue) = crossbeam_channel::unbounded();
@@ -143,7 +152,7 @@ impl Filler {
             frames: Mutex::new(Frames::new(&layout)),
             layout,
             spaces: Spaces::default(),
-            counters: Counters::default(),
+            journal,
             background: AtomicBool::new(false),
             ahead: AtomicU64::new(0),
             urgent,
@@ -153,6 +162,11 @@ impl Filler {
             wakeup,
         };
         (filler, Queues { urgent: urgent_queue, bulk: bulk_queue, end }, KeepWorking(keep_working))
+    }
+
+    /// Adds to a number.
+    pub fn count(&self, number: Number, more: u64) {
+        self.journal.number(number).fetch_add(more, Ordering::Relaxed);
     }
 
     /// Which frames are where.
@@ -282,7 +296,7 @@ impl Filler {
         loop {
             match self.store.get_range(key, offset, length).await {
                 Ok(bytes) if bytes.len() as u64 == length => {
-                    self.counters.fetched_bytes.fetch_add(length, Ordering::Relaxed);
+                    self.count(Number::FetchedBytes, length);
                     return Ok(bytes);
                 }
                 Ok(bytes) => {
@@ -294,13 +308,16 @@ impl Filler {
                         wanted: length,
                     });
                 }
-                Err(StoreError::Unavailable { store, reason })
-                    if started.elapsed() + BETWEEN < self.limits.store_patience && !self.is_over() =>
-                {
-                    tracing::warn!(key, "{store} cannot be reached, will be asked again: {reason}");
+                Err(error) => {
+                    self.count(Number::StoreErrors, 1);
+                    self.journal.set_error(&error.to_string());
+                    let patient = started.elapsed() + BETWEEN < self.limits.store_patience;
+                    if !may_pass(&error) || !patient || self.is_over() {
+                        return Err(error);
+                    }
+                    tracing::warn!(key, "the store will be asked again: {error}");
                     tokio::time::sleep(BETWEEN).await;
                 }
-                Err(error) => return Err(error),
             }
         }
     }
@@ -385,7 +402,7 @@ impl Filler {
                     next = SpaceId(space.id.0 + 1);
                     match space.install(run.start, bytes) {
                         Ok(pages) => {
-                            self.counters.installed_pages.fetch_add(pages, Ordering::Relaxed);
+                            self.count(Number::InstalledPages, pages);
                         }
                         Err(error) => return self.fail(error.to_string()),
                     }
@@ -399,7 +416,7 @@ impl Filler {
             }
             if let Some(wanted) = frames.delivered(frame) {
                 let waited = u64::try_from(wanted.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.counters.longest_fault_us.fetch_max(waited, Ordering::Relaxed);
+                self.journal.number(Number::LongestFault).fetch_max(waited, Ordering::Relaxed);
             }
             if frames.undelivered() == 0 {
                 self.wake_event_thread();

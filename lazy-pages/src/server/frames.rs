@@ -176,6 +176,12 @@ impl Frames {
         self.undelivered
     }
 
+    /// How many frames some thread waits for, and since when the first of them.
+    pub fn waiting(&self) -> (u64, Option<Instant>) {
+        let since = || self.active.values().filter_map(|active| active.wanted);
+        (since().count() as u64, since().min())
+    }
+
     /// An address space of `object` has appeared that misses everything.
     pub fn expect_again(&mut self, layout: &Layout, object: usize) {
         for frame in layout.frames_of(object) {

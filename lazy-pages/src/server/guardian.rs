@@ -1,288 +1,386 @@
-//! The guardian: a tiny process that makes sure that a page server which dies takes the restored processes with it.
+//! The processes that make sure that restored processes never lose their page server, or end with it.
 //!
 //! When the last descriptor of a userfaultfd closes, the kernel turns every page that is still missing into zeros. So a
-//! second process holds a duplicate of each descriptor, sent to it before the server answers the first fault on it.
-//! The server dismisses the guardian when all pages are there. If the server's end of the socket closes without that, it
-//! has died: the guardian kills the tree and lets go only when every address space has ended.
+//! page server is never alone:
 //!
-//! What always holds: a duplicate is closed only after the server's word or after its address space has ended. A
-//! descriptor still in the socket when the server dies is held by the socket. Between the kernel's reporting of a fork
-//! and the sending of the child's descriptor lie a few microseconds in which only the server has it.
+//! ```text
+//!   guardian ──starts──► server     serves pages
+//!       └────starts────► standby    does nothing
+//! ```
 //!
-//! The socket is the guardian's standard input, a `SOCK_SEQPACKET` pair. Messages are five bytes: a tag and a pid
-//! (0 where it means nothing), with one descriptor where the tag says so.
+//! All three are copies of one small process and have the *same* table of descriptors, so each of them keeps everything
+//! open that the server ever had, from the moment the kernel gave it to the server: there is no instant in which only one
+//! process holds a descriptor. What the server knew is in the [`State`] they share.
+//!
+//! | who dies | what happens |
+//! |---|---|
+//! | server | tasks wait at missing pages; the guardian starts another server, which replays the journal and goes on |
+//! | server, again and again | after [`QUICK_DEATHS`] in a row the guardian waits for somebody to attach one, then ends the tree |
+//! | guardian | the standby becomes the guardian and starts a standby |
+//! | standby | the guardian starts another one |
+//! | guardian and server | the standby becomes the guardian, and starts both |
+//! | standby and server | the guardian starts both |
+//! | guardian and standby | the server becomes the guardian (exec), and starts both |
+//! | all three in the same instant | see below |
+//!
+//! What remains: all three killed before one of them has run again, for instance by a service manager that ends a whole
+//! control group; then the kernel closes the descriptors, and the processes would see zeros. Run the page server in
+//! the control group of the processes it serves, or outside of any that is ended without them. A machine that loses its
+//! power, or whose kernel fails, loses the processes too: nobody is left to see zeros.
+//!
+//! The guardian and the standby wait and do nothing else: no thread, no network, no signal handler, and no capability in
+//! force but the one to kill. (They keep the others as permitted, because the servers they start need them.)
 
 use std::{
-    ffi::OsString,
-    fmt,
-    io::{self, IoSlice, IoSliceMut},
-    mem::MaybeUninit,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    thread,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    process::{self, Command},
     time::{Duration, Instant},
 };
 
-use nix::sys::signal::SigSet;
+use nix::sys::{
+    signal::{SigSet, Signal as UnixSignal},
+    signalfd::{SfdFlags, SignalFd},
+};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    io::Errno,
-    net::{
-        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    process::{
+        Signal, WaitId, WaitIdOptions, parent_process_death_signal, pidfd_send_signal,
+        set_parent_process_death_signal, waitid,
     },
+    thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities},
 };
 
-use crate::server::{limits::raise_descriptor_limit, tree::Tree, uffd::Uffd};
+use crate::server::{
+    daemon,
+    journal::Phase,
+    kill::end_tree,
+    state::{Role, State},
+    sys::process::{clone_sharing_descriptors, keep_at_exec, open_descriptors},
+};
 
-const MESSAGE: usize = 5;
-/// Hold this userfaultfd.
-const HOLD: u8 = b'H';
-/// This process belongs to the tree.
-const WATCH: u8 = b'W';
-/// Everything is there.
-const DONE: u8 = b'D';
-/// The guardian's only message: it is listening.
-const READY: u8 = b'R';
+/// Deaths in a row, each sooner than [`QUICK`] after the start, after which no server is started any more.
+pub const QUICK_DEATHS: u32 = 5;
+const QUICK: Duration = Duration::from_secs(2);
+/// How often requests and roles are looked at. What has ended is noticed at once.
+const TICK: Duration = Duration::from_millis(100);
+/// Least chance to be chosen when memory runs out.
+const SPARE_ME: &str = "-900";
 
-/// How long the guardian may take to start.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
+const SIGNALS: [UnixSignal; 3] = [UnixSignal::SIGTERM, UnixSignal::SIGINT, UnixSignal::SIGHUP];
 
-/// How to start a guardian: a program that calls [`run`] with its standard input.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GuardianCommand {
-    /// The executable.
-    pub program: PathBuf,
-    /// Its arguments.
-    pub args: Vec<OsString>,
+/// What the processes around a page server do for each restore; called in a process that has no other thread.
+pub trait Work {
+    /// Serves until every journal is over.
+    fn serve(&self, state: &State);
+
+    /// Says that a tree was ended because nothing could serve it.
+    fn killed(&self, restore: usize, reason: &str);
+
+    /// How long processes may wait for a server to be attached.
+    fn patience(&self) -> Duration;
+
+    /// The arguments with which this program becomes the guardian of a state that it finds at a descriptor.
+    fn revival(&self, state: BorrowedFd<'_>) -> Vec<std::ffi::OsString>;
 }
 
-impl fmt::Display for GuardianCommand {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.program.display())?;
-        self.args.iter().try_for_each(|arg| write!(f, " {}", arg.display()))
-    }
-}
-
-/// The server's side of a running guardian.
-#[derive(Debug)]
-pub struct Guardian {
-    socket: OwnedFd,
-    child: Child,
-}
-
-impl Guardian {
-    /// Starts a guardian and waits until it listens.
-    ///
-    /// # Errors
-    /// When it cannot be started, ends, or does not listen in time.
-    pub fn start(command: &GuardianCommand) -> io::Result<Self> {
-        let (socket, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let child = Command::new(&command.program)
-            .args(&command.args)
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .map_err(|error| {
-                io::Error::new(error.kind(), format!("`{command}` cannot be started: {error}"))
-            })?;
-        let mut guardian = Self { socket, child };
-        let failure = match wait_readable(guardian.socket.as_fd(), START_TIMEOUT)? {
-            true => match receive(guardian.socket.as_fd())? {
-                Some(message) if message.tag == READY => return Ok(guardian),
-                _ => format!("`{command}` is not a guardian"),
-            },
-            false => format!("`{command}` does not answer"),
-        };
-        // Whatever it is, it is a child of ours and holds nothing yet.
-        let _ = guardian.child.kill();
-        let _ = guardian.child.wait();
-        Err(io::Error::other(failure))
-    }
-
-    /// Its end of life shows as a hang-up here.
-    pub fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-
-    /// From now on the guardian holds `uffd` too.
-    ///
-    /// # Errors
-    /// When the guardian has died.
-    pub fn hold(&self, uffd: &Uffd) -> io::Result<()> {
-        self.send(HOLD, 0, Some(uffd.as_fd()))
-    }
-
-    /// From now on the guardian knows this process.
-    ///
-    /// # Errors
-    /// When the guardian has died.
-    pub fn watch(&self, pid: u32, pidfd: BorrowedFd<'_>) -> io::Result<()> {
-        self.send(WATCH, pid, Some(pidfd))
-    }
-
-    /// Everything is there, or nobody is left to miss it: the guardian lets go and ends.
-    pub fn dismiss(mut self) {
-        const PATIENCE: Duration = Duration::from_secs(2);
-        if self.send(DONE, 0, None).is_err() {
-            tracing::debug!("the guardian had ended before");
-        }
-        let asked = Instant::now();
-        while self.child.try_wait().is_ok_and(|status| status.is_none()) && asked.elapsed() < PATIENCE {
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    /// After its death: what it ended with.
-    pub fn bury(mut self) -> String {
-        match self.child.wait() {
-            Ok(status) => status.to_string(),
-            Err(error) => error.to_string(),
-        }
-    }
-
-    fn send(&self, tag: u8, pid: u32, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        let mut message = [tag; MESSAGE];
-        message[1..].copy_from_slice(&pid.to_le_bytes());
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = fd.map(|fd| [fd]);
-        if let Some(fds) = &fds {
-            control.push(SendAncillaryMessage::ScmRights(fds));
-        }
-        loop {
-            match sendmsg(&self.socket, &[IoSlice::new(&message)], &mut control, SendFlags::NOSIGNAL) {
-                Ok(_) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-}
-
-struct Message {
-    tag: u8,
-    pid: u32,
-    fd: Option<OwnedFd>,
-}
-
-/// The next message; `None` when the other side has ended. Waits for it.
-fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Message>> {
-    let mut bytes = [0; MESSAGE];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let length = loop {
-        let parts = &mut [IoSliceMut::new(&mut bytes)];
-        match recvmsg(socket, parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Ok(received) => break received.bytes,
-            Err(Errno::INTR) => {}
-            Err(Errno::CONNRESET) => break 0,
-            Err(error) => return Err(error.into()),
-        }
-    };
-    let fd = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    });
-    let [tag, pid @ ..] = bytes;
-    Ok((length == MESSAGE).then(|| Message { tag, pid: u32::from_le_bytes(pid), fd }))
-}
-
-fn wait_readable(socket: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
-    let until = Instant::now() + limit;
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        match poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&timeout)) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// How a guardian's service ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Service {
-    /// The server needed it no more.
-    Dismissed,
-    /// The server died; the tree has been killed.
-    TreeKilled,
-}
-
-/// A guardian's life: holds what it is sent over `socket` until the server dismisses it or dies. Meant to be all that its
-/// process does: blocks all signals, starts a session of its own, leaves the working directory.
+/// Guards until all restores are over, and returns the exit code that tells how they ended. The calling process is the
+/// guardian.
 ///
 /// # Errors
-/// When `socket` is not a socket of a server. Once it holds something, it does not give up.
-pub fn run(socket: OwnedFd) -> io::Result<Service> {
-    // A terminal's hang-up or interrupt is for the server, and a service manager's SIGTERM too: ending early would
-    // leave the tree unguarded. SIGKILL remains.
-    SigSet::all().thread_block()?;
-    // Fails for the leader of a process group, which has its own session or is started by hand.
-    let _ = rustix::process::setsid();
-    rustix::process::chdir("/")?;
-    raise_descriptor_limit();
-
-    let greeting = [READY, 0, 0, 0, 0];
-    rustix::net::send(&socket, &greeting, SendFlags::NOSIGNAL)?;
-
-    let mut held = Vec::new();
-    let mut tree = Tree::default();
-    loop {
-        // Forked children come and go; descriptors of those that went are of no use.
-        if !wait_readable(socket.as_fd(), Duration::from_secs(1)).unwrap_or(true) {
-            held.retain(Uffd::is_alive);
-            continue;
-        }
-        match receive(socket.as_fd()) {
-            Ok(Some(Message { tag: HOLD, fd: Some(fd), .. })) => held.push(Uffd::of_server(fd)),
-            Ok(Some(Message { tag: WATCH, pid, fd: Some(fd) })) => tree.add(pid, fd),
-            Ok(Some(Message { tag: DONE, .. })) => return Ok(Service::Dismissed),
-            Ok(Some(Message { tag, .. })) => {
-                tracing::error!(tag, "the guardian got a message it does not know")
-            }
-            Ok(None) => break,
-            Err(error) => {
-                tracing::error!("the guardian cannot hear its server: {error}");
-                break;
-            }
-        }
-    }
-    if !held.is_empty() {
-        let spaces = held.len();
-        tracing::error!(spaces, "the page server died before all pages were there; its processes are killed");
-    }
-    until_gone(|| {
-        tree.kill();
-        held.retain(Uffd::is_alive);
-        held.len()
-    });
-    Ok(Service::TreeKilled)
+/// When it cannot begin: another thread exists, or a process cannot be made. Nothing depends on it then.
+pub fn guard(state: &State, work: &dyn Work) -> io::Result<u8> {
+    let signals: SigSet = SIGNALS.into_iter().collect();
+    signals.thread_block()?;
+    let guardian = Guardian {
+        state,
+        work,
+        signals: SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?,
+        adjustment: std::fs::read_to_string(ADJUSTMENT).ok(),
+        at_parent_death: parent_process_death_signal().ok().flatten(),
+    };
+    guardian.run()
 }
 
-/// Repeats `kill`, which kills whatever it can find and returns how many address spaces are left, until none is. Takes
-/// as long as that takes: a process that cannot be found waits for its missing pages meanwhile, which is better than
-/// zeros.
-pub(super) fn until_gone(mut kill: impl FnMut() -> usize) {
-    const FIRST: Duration = Duration::from_millis(1);
-    const LAST: Duration = Duration::from_secs(1);
-    const REPORT: Duration = Duration::from_secs(10);
-    let mut pause = FIRST;
-    let mut reported = Instant::now();
-    loop {
-        let left = kill();
-        if left == 0 {
-            return;
-        }
-        thread::sleep(pause);
-        pause = (pause * 2).min(LAST);
-        if reported.elapsed() > REPORT {
-            reported = Instant::now();
-            tracing::error!(left, "address spaces whose processes cannot be killed are held; they wait");
+const ADJUSTMENT: &str = "/proc/self/oom_score_adj";
+
+struct Guardian<'s> {
+    state: &'s State,
+    work: &'s dyn Work,
+    signals: SignalFd,
+    /// What a server goes back to.
+    adjustment: Option<String>,
+    /// The signal whoever started this wants it to get when he dies. A copy does not have it.
+    at_parent_death: Option<Signal>,
+}
+
+/// What has happened to the servers so far.
+#[derive(Debug, Default)]
+struct Deaths {
+    started: Option<Instant>,
+    in_a_row: u32,
+    vacant: Option<Instant>,
+}
+
+impl Guardian<'_> {
+    /// A guardian's life.
+    fn run(&self) -> io::Result<u8> {
+        while !self
+            .state
+            .announce(Role::Guardian, self.state.call(Role::Guardian))
+            .or_else(|error| self.bear(error))?
+        {}
+        become_small(c"lazy-guardian");
+        let mut deaths = Deaths::default();
+        loop {
+            if let Some(code) = self.state.outcome() {
+                self.collect(code);
+                return Ok(code);
+            }
+            let server = match self.state.watch(Role::Server) {
+                Some(server) => Some(server),
+                None => self.replace_server(&mut deaths).or_else(|error| self.bear(error))?,
+            };
+            let standby = match self.state.watch(Role::Standby) {
+                Some(standby) => Some(standby),
+                None => self.start(Role::Standby).or_else(|error| self.bear(error))?,
+            };
+            self.wait(server.as_ref(), standby.as_ref());
+            self.pass_signals_on(server.as_ref());
+            reap();
+            if let Some(program) = self.state.take_request() {
+                if server.is_some() {
+                    tracing::info!("there is a server; the request to attach one is not needed");
+                } else {
+                    let error = revive(self.state, self.work, &program, standby.as_ref());
+                    tracing::error!("{} cannot be started: {error}", program.display());
+                }
+            }
         }
     }
+
+    /// What could not be done is tried again a moment later, unless nothing depends on it yet: then it is the end.
+    fn bear<T: Default>(&self, error: io::Error) -> io::Result<T> {
+        if self.state.journals().iter().all(|journal| journal.phase() == Phase::New) {
+            return Err(error);
+        }
+        tracing::error!("the page server is not fully guarded: {error}");
+        std::thread::sleep(TICK);
+        Ok(T::default())
+    }
+
+    /// There is no server: it has died, or was never started.
+    fn replace_server(&self, deaths: &mut Deaths) -> io::Result<Option<OwnedFd>> {
+        if let Some(since) = deaths.vacant {
+            if since.elapsed() > self.work.patience() {
+                self.give_up("its page server died again and again, and nobody attached another one")?;
+            }
+            return Ok(None);
+        }
+        if let Some(started) = deaths.started {
+            let seconds = started.elapsed().as_secs();
+            tracing::error!(after_s = seconds, "the page server has died; another one takes over");
+            deaths.in_a_row = if started.elapsed() < QUICK { deaths.in_a_row + 1 } else { 1 };
+            if deaths.in_a_row >= QUICK_DEATHS {
+                tracing::error!("no further page server is started; `attach` does so");
+                self.state.set_vacant(true);
+                deaths.vacant = Some(Instant::now());
+                return Ok(None);
+            }
+        }
+        self.state.set_vacant(false);
+        deaths.started = Some(Instant::now());
+        self.start(Role::Server)
+    }
+
+    /// Starts a process for a role. It never returns in that process.
+    fn start(&self, role: Role) -> io::Result<Option<OwnedFd>> {
+        let turn = self.state.call(role);
+        if clone_sharing_descriptors()?.is_none() {
+            process::exit(match self.state.announce(role, turn) {
+                Ok(true) if role == Role::Server => self.serve(),
+                Ok(true) => self.stand_by(),
+                // Another one was called for meanwhile.
+                Ok(false) => 0,
+                Err(error) => {
+                    tracing::error!("a process that cannot be found by others gives up: {error}");
+                    1
+                }
+            });
+        }
+        // It announces itself in a moment; until then there is nothing to watch.
+        let started = Instant::now();
+        while started.elapsed() < QUICK {
+            if let Some(pidfd) = self.state.watch(role) {
+                return Ok(Some(pidfd));
+            }
+            if self.state.holder(role).is_some() {
+                break;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Ok(None)
+    }
+
+    /// A server's life.
+    fn serve(&self) -> i32 {
+        let _ = rustix::thread::set_name(c"lazy-pages");
+        raise_capabilities();
+        if let Some(adjustment) = &self.adjustment {
+            let _ = std::fs::write(ADJUSTMENT, adjustment);
+        }
+        let signals: SigSet = SIGNALS.into_iter().collect();
+        if let Err(error) = signals.thread_unblock() {
+            tracing::warn!("signals do not reach this page server: {error}");
+        }
+        self.work.serve(self.state);
+        0
+    }
+
+    /// A standby's life: waits for the guardian's end, and becomes the guardian.
+    fn stand_by(&self) -> i32 {
+        let _ = rustix::thread::set_name(c"lazy-standby");
+        while let Some(guardian) = self.state.watch(Role::Guardian) {
+            wait_for(&[guardian.as_fd()], None);
+        }
+        if self.state.outcome().is_some() {
+            return 0;
+        }
+        tracing::error!("the guardian has died; its standby takes its place");
+        let _ = set_parent_process_death_signal(self.at_parent_death);
+        match self.run() {
+            Ok(code) => code.into(),
+            Err(error) => {
+                tracing::error!("nobody guards this page server: {error}");
+                1
+            }
+        }
+    }
+
+    /// Waits until something happens that has to be seen to.
+    fn wait(&self, server: Option<&OwnedFd>, standby: Option<&OwnedFd>) {
+        let fds: Vec<_> = [Some(self.signals.as_fd()), server.map(AsFd::as_fd), standby.map(AsFd::as_fd)]
+            .into_iter()
+            .flatten()
+            .collect();
+        wait_for(&fds, Some(TICK));
+    }
+
+    fn pass_signals_on(&self, server: Option<&OwnedFd>) {
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            let signal = Signal::from_named_raw(info.ssi_signo as i32);
+            if let (Some(server), Some(signal)) = (server, signal) {
+                let _ = pidfd_send_signal(server, signal);
+            }
+        }
+    }
+
+    /// Ends the trees nobody serves. A copy of this process does it, so that this one stays what it is.
+    fn give_up(&self, reason: &str) -> io::Result<()> {
+        tracing::error!("the restored processes are killed: {reason}");
+        if let Some(killer) = clone_sharing_descriptors()? {
+            // If it is killed, the next round starts another one.
+            let _ = wait_child(killer);
+            return Ok(());
+        }
+        for (restore, journal) in self.state.journals().iter().enumerate() {
+            if journal.is_finished() {
+                continue;
+            }
+            if journal.phase() != Phase::Over {
+                end_tree(self.state, restore);
+                journal.conclude(daemon::EXIT_KILLED);
+            }
+            self.work.killed(restore, reason);
+            journal.finish(journal.outcome().unwrap_or(daemon::EXIT_KILLED));
+        }
+        process::exit(0);
+    }
+
+    /// Everything is over: leaves no process behind.
+    fn collect(&self, code: u8) {
+        if let Some(standby) = self.state.watch(Role::Standby) {
+            let _ = pidfd_send_signal(&standby, Signal::KILL);
+            let _ = waitid(WaitId::PidFd(standby.as_fd()), WaitIdOptions::EXITED);
+        }
+        // It has said what there was to say, and only gives up its threads and its lease.
+        if let Some(server) = self.state.watch(Role::Server) {
+            wait_for(&[server.as_fd()], Some(Duration::from_secs(30)));
+        }
+        reap();
+        tracing::debug!(code, "the restore is over");
+    }
+}
+
+/// Called by a server whose guardian and standby have both died: becomes the guardian, as a new program in this process.
+/// No thread of it may read events any more. Returns only when that fails.
+pub fn revive_alone(state: &State, work: &dyn Work) -> io::Error {
+    revive(state, work, "/proc/self/exe".as_ref(), None)
+}
+
+/// Goes on as `program`, with every descriptor that matters.
+fn revive(state: &State, work: &dyn Work, program: &std::path::Path, standby: Option<&OwnedFd>) -> io::Error {
+    raise_capabilities();
+    // Whoever has a part in this comes with it, except what belonged to a dead server.
+    let kept = |target: &str| {
+        target.starts_with("anon_inode:[userfaultfd]")
+            || target.starts_with("anon_inode:[pidfd]")
+            || target.starts_with("pidfd:")
+            || target.starts_with("/memfd:lazy-pages")
+    };
+    let listeners: Vec<_> = state.journals().iter().filter_map(|journal| journal.listener()).collect();
+    for (number, target) in open_descriptors().unwrap_or_default() {
+        if kept(&target) || listeners.contains(&number) {
+            let _ = keep_at_exec(number);
+        }
+    }
+    let mut command = Command::new(program);
+    command.args(work.revival(state.as_fd()));
+    if let Some(standby) = standby {
+        // The new guardian starts its own. If the start fails, so does this one.
+        let _ = pidfd_send_signal(standby, Signal::KILL);
+    }
+    command.exec()
+}
+
+fn become_small(name: &std::ffi::CStr) {
+    let _ = rustix::thread::set_name(name);
+    // Only some may; it matters only when memory runs out.
+    let _ = std::fs::write(ADJUSTMENT, SPARE_ME);
+    if let Ok(sets) = capabilities(None) {
+        let effective = sets.permitted & CapabilitySet::KILL;
+        let _ = set_capabilities(None, CapabilitySets { effective, ..sets });
+    }
+}
+
+fn raise_capabilities() {
+    if let Ok(sets) = capabilities(None) {
+        let _ = set_capabilities(None, CapabilitySets { effective: sets.permitted, ..sets });
+    }
+}
+
+/// Waits until one of the descriptors is readable, at most for `limit`.
+fn wait_for(fds: &[BorrowedFd<'_>], limit: Option<Duration>) {
+    let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+    let limit = limit
+        .map(|limit| Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) });
+    // Interrupted or not, the caller looks at what is the case.
+    let _ = poll(&mut fds, limit.as_ref());
+}
+
+/// Collects children that have ended.
+fn reap() {
+    while let Ok(Some(_)) = waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {}
+}
+
+fn wait_child(pid: u32) -> io::Result<()> {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+        .ok_or(io::ErrorKind::InvalidInput)?;
+    waitid(WaitId::Pid(pid), WaitIdOptions::EXITED)?;
+    Ok(())
 }

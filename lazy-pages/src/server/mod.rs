@@ -8,12 +8,15 @@
 //!
 //! What always holds: **a process sees the bytes of the checkpoint or it is killed.** The kernel turns missing pages into
 //! zeros when the last descriptor closes, so a descriptor is closed only when nothing is missing or its address space has
-//! ended. If pages can never come (a missing pack, a damaged frame, a store that stays away), the server kills the tree
-//! first. If the server itself dies, its [`guardian`] does.
+//! ended. If pages can never come (a missing pack, a damaged frame, a store that stays away longer than its patience), the
+//! server kills the tree first. If the server itself dies, its [`guardian`] has the descriptors and starts another one,
+//! which goes on from the [journal](journal); which deaths that covers is told there. A store that cannot be reached makes
+//! the processes wait where they touch missing pages, and nothing else.
 //!
-//! Limit: a process that, after it was restored, changes what a forked child gets of an area (`MADV_WIPEONFORK`,
-//! `MADV_DONTFORK` and their opposites) and forks before all pages are there. The kernel does not report that change; the
-//! image's setting counts.
+//! Limits:
+//! - A process that, after it was restored, changes what a forked child gets of an area (`MADV_WIPEONFORK`,
+//!   `MADV_DONTFORK` and their opposites) and forks before all pages are there. The kernel does not report that change; the
+//!   image's setting counts.
 //!
 //! Threads: one reads events (`events`), several unpack, verify and copy (`filler`), fetches run on tokio.
 
@@ -22,17 +25,26 @@ mod events;
 mod filler;
 mod frames;
 pub mod guardian;
+pub mod journal;
+mod kill;
 mod limits;
 mod page_server;
 mod page_state;
+mod presence;
 mod registration;
+mod replay;
+mod snapshot;
 mod space;
 mod spaces;
+mod state;
+pub mod status;
+#[allow(unsafe_code)]
+mod sys;
 mod tree;
-mod uffd;
 
 pub use self::{
-    filler::Limits,
-    guardian::GuardianCommand,
+    filler::{Limits, STORE_PATIENCE},
     page_server::{Outcome, PageServer, PageServerConfig, ServerStats, StartError},
+    snapshot::{LazyTree, Pending, SnapshotError},
+    state::Role,
 };

@@ -5,7 +5,7 @@ use std::{
     os::unix::net::UnixListener,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -18,9 +18,9 @@ use tokio::runtime::Handle;
 use crate::{
     format::Manifest,
     server::{
-        events::{End, EventLoop, Times},
+        events::{End, EventLoop, Pause},
         filler::{Filler, Limits},
-        guardian::GuardianCommand,
+        journal::{Journal, Number, Phase},
         limits::raise_descriptor_limit,
     },
     store::ObjectStore,
@@ -35,8 +35,6 @@ pub struct PageServerConfig {
     pub manifest: Arc<Manifest>,
     /// `lazy-pages.socket` in CRIU's working directory.
     pub listener: UnixListener,
-    /// The process that outlives this one if need be.
-    pub guardian: GuardianCommand,
     /// Where fetches run; it must be running on its own threads.
     pub runtime: Handle,
     /// What may be used of the machine.
@@ -85,22 +83,63 @@ pub struct ServerStats {
     pub resident_ms: Option<u64>,
     /// The longest a thread waited for a page that had to be fetched.
     pub longest_fault_us: u64,
+    /// Frames some thread waits for now.
+    pub waiting: u64,
+    /// How long the longest of these waits has been.
+    pub longest_wait_us: u64,
+    /// Requests to the store that failed, after its own retries.
+    pub store_errors: u64,
+    /// What the store said last when a request failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// How often another page server has taken over.
+    pub takeovers: u64,
+}
+
+impl ServerStats {
+    /// The numbers of a journal.
+    pub fn of(journal: &Journal) -> Self {
+        let registered = journal.value(Number::Registered);
+        let since = |event| match journal.value(event) {
+            0 => None,
+            time => Some(time.saturating_sub(registered) / 1000),
+        };
+        Self {
+            faults: journal.value(Number::Faults),
+            fetched_bytes: journal.value(Number::FetchedBytes),
+            installed_pages: journal.value(Number::InstalledPages),
+            zeroed_pages: journal.value(Number::ZeroedPages),
+            missing_pages: journal.value(Number::MissingPages),
+            restored_ms: since(Number::Restored),
+            first_fault_ms: since(Number::FirstFault),
+            resident_ms: since(Number::Resident),
+            longest_fault_us: journal.value(Number::LongestFault),
+            waiting: journal.value(Number::Waiting),
+            longest_wait_us: journal.value(Number::LongestWait),
+            store_errors: journal.value(Number::StoreErrors),
+            last_error: journal.error(),
+            takeovers: journal.value(Number::Takeovers),
+        }
+    }
 }
 
 /// Why a page server did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The operating system refused something it needs, or the guardian did not start.
+    /// The operating system refused something it needs, or another server's work could not be taken over.
     #[error("the page server cannot start: {0}")]
     System(#[from] io::Error),
 }
 
 /// A running page server. It goes on when this handle is dropped; what ends it is the end of its work.
+///
+/// It is as safe as the process it runs in: if that dies, the restored processes see zeros. [`super::daemon`] runs it in
+/// a process of its own with a [guardian](super::guardian) at its side.
 pub struct PageServer {
     filler: Arc<Filler>,
-    times: Arc<Times>,
     end: Arc<Ending>,
     cancel: Arc<AtomicBool>,
+    pause: Arc<Pause>,
 }
 
 impl fmt::Debug for PageServer {
@@ -121,14 +160,15 @@ impl Ending {
     }
 }
 
-/// Whoever waits for the end is told, also of one by a panic: the guardian has lost its server then, and kills the tree.
+/// Whoever waits for the end is told. Without the event thread nothing can be ended in order: the process ends at once,
+/// for a successor to go on.
 struct Announce(Arc<Ending>);
 
 impl Drop for Announce {
     fn drop(&mut self) {
-        self.0
-            .lock()
-            .get_or_insert_with(|| End::Stopped("the page server has a defect and gave up".to_owned()));
+        if thread::panicking() {
+            std::process::abort();
+        }
         self.0.reached.notify_all();
     }
 }
@@ -145,29 +185,40 @@ impl Drop for FailOnPanic<'_> {
 }
 
 impl PageServer {
-    /// Starts its threads and its guardian. CRIU may connect at once, also before this returns.
+    /// Starts its threads. CRIU may connect at once, also before this returns.
     ///
     /// # Errors
-    /// When threads, descriptors or the guardian cannot be had.
+    /// When threads or descriptors cannot be had.
     pub fn start(config: PageServerConfig) -> Result<Self, StartError> {
+        Self::start_with(config, Arc::new(Journal::create()?))
+    }
+
+    /// Starts one that keeps what it knows in `journal`, and goes on with what is in it.
+    ///
+    /// # Errors
+    /// When threads or descriptors cannot be had, or the journal cannot be replayed.
+    pub(super) fn start_with(config: PageServerConfig, journal: Arc<Journal>) -> Result<Self, StartError> {
         raise_descriptor_limit();
         let wakeup = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?;
         let listen = wakeup.try_clone()?;
         let workers = config.limits.workers.max(1);
         let (filler, queues, keep_working) =
-            Filler::new(config.store, config.manifest, config.runtime, config.limits, wakeup);
+            Filler::new(config.store, config.manifest, config.runtime, config.limits, journal, wakeup);
         let filler = Arc::new(filler);
-        let times = Arc::new(Times::default());
+        let pause = Arc::new(Pause::default());
         let cancel = Arc::new(AtomicBool::new(false));
         let end = Arc::new(Ending::default());
-        let events = EventLoop::new(
+        let mut events = EventLoop::new(
             Arc::clone(&filler),
-            Arc::clone(&times),
             config.listener,
             listen,
-            config.guardian,
+            Arc::clone(&pause),
             Arc::clone(&cancel),
         )?;
+        match filler.journal.phase() {
+            Phase::New | Phase::Preparing => filler.journal.enter(Phase::Listening),
+            Phase::Listening | Phase::Restoring | Phase::Running | Phase::Over => events.take_over()?,
+        }
         for number in 0..=workers {
             let (filler, queues) = (Arc::clone(&filler), queues.clone());
             let thread = thread::Builder::new().name(format!("page-copy-{number}"));
@@ -185,7 +236,7 @@ impl PageServer {
             let end = events.run(keep_working);
             *announce.0.lock() = Some(end);
         })?;
-        Ok(Self { filler, times, end, cancel })
+        Ok(Self { filler, end, cancel, pause })
     }
 
     /// Waits until serving has ended. Blocks the thread.
@@ -224,29 +275,13 @@ impl PageServer {
 
     /// Numbers so far.
     pub fn stats(&self) -> ServerStats {
-        let counters = &self.filler.counters;
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let registered = get(&self.times.registered);
-        let since = |time: &AtomicU64| match get(time) {
-            0 => None,
-            time => Some(time.saturating_sub(registered) / 1000),
-        };
-        ServerStats {
-            faults: get(&counters.faults),
-            fetched_bytes: get(&counters.fetched_bytes),
-            installed_pages: get(&counters.installed_pages),
-            zeroed_pages: get(&counters.zeroed_pages),
-            missing_pages: self.filler.spaces.missing_pages(),
-            restored_ms: since(&self.times.restored),
-            first_fault_ms: since(&self.times.first_fault),
-            resident_ms: since(&self.times.resident),
-            longest_fault_us: get(&counters.longest_fault_us),
-        }
+        let missing_pages = self.filler.spaces.missing_pages();
+        ServerStats { missing_pages, ..ServerStats::of(&self.filler.journal) }
     }
 
     /// Whether CRIU has finished the restore, so that the processes run.
     pub fn is_restored(&self) -> bool {
-        self.times.restored.load(Ordering::Acquire) != 0
+        self.filler.journal.value(Number::Restored) != 0
     }
 
     /// Stops the server if no task has registered yet. Once one has, its memory depends on this server, and it goes on:
@@ -254,5 +289,15 @@ impl PageServer {
     pub fn cancel(&self) {
         self.cancel.store(true, Ordering::Release);
         self.filler.wake_event_thread();
+    }
+
+    /// Whether serving has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.end.lock().is_some()
+    }
+
+    /// Where its event thread can be stopped.
+    pub(super) fn pause(&self) -> &Pause {
+        &self.pause
     }
 }

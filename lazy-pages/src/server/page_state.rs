@@ -147,6 +147,11 @@ impl PageState {
         self.missing
     }
 
+    /// Everything known, by current address.
+    pub fn extents(&self) -> impl Iterator<Item = Extent> + '_ {
+        self.pieces.iter().map(|(&start, piece)| Extent { start, pages: piece.pages, content: piece.content })
+    }
+
     /// All missing stored pages, in the image's order.
     pub fn missing(&self) -> impl Iterator<Item = Missing> + '_ {
         self.by_image.iter().filter_map(|(&image, &start)| {
@@ -163,9 +168,10 @@ impl PageState {
         }
     }
 
-    /// The process has given up what was in `start .. end`; what is there from now on is not the image's.
-    pub fn remove(&mut self, start: VirtAddr, end: VirtAddr) {
-        self.take(start, end);
+    /// The process has given up what was in `start .. end`; what is there from now on is not the image's. Returns
+    /// whether anything was known there.
+    pub fn remove(&mut self, start: VirtAddr, end: VirtAddr) -> bool {
+        !self.take(start, end).is_empty()
     }
 
     /// The process has moved `pages` pages from `from` to `to`.
@@ -174,10 +180,13 @@ impl PageState {
     /// length before a shrink that is part of the same call; the surplus may reach into memory behind the target that
     /// the move did not touch. So pages which are known at the target stay, and what would land on them is dropped: it
     /// was cut off.
-    pub fn remap(&mut self, from: VirtAddr, to: VirtAddr, pages: u64) {
+    ///
+    /// Returns whether anything was known at the source.
+    pub fn remap(&mut self, from: VirtAddr, to: VirtAddr, pages: u64) -> bool {
         let moved = self.take(from, from.add(pages));
         let occupied = self.pieces.range(to..to.add(pages)).next().map(|(&start, _)| start);
         let limit = if self.lookup(to).is_some() { to } else { occupied.unwrap_or(to.add(pages)) };
+        let known = !moved.is_empty();
         for (start, mut piece) in moved {
             let target = to.add(start.pages_from(from));
             if target < limit {
@@ -185,6 +194,7 @@ impl PageState {
                 self.insert(target, piece);
             }
         }
+        known
     }
 
     /// The state of a child forked at this moment.

@@ -23,7 +23,7 @@ use nix::{
     sys::socket::{getsockopt, sockopt::PeerCredentials},
 };
 
-use crate::server::uffd::{Received, receive};
+use crate::server::sys::socket::{Received, receive};
 
 const FINISHED: i32 = i32::from_le_bytes(*b"FTSR");
 

@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use crate::{
     server::{
         page_state::{Content, Missing, PageState},
-        uffd::{Filled, Uffd},
+        sys::uffd::{Filled, Uffd},
     },
     units::{PAGE_SIZE, VirtAddr},
 };
@@ -95,6 +95,9 @@ pub struct Space {
     gone: AtomicBool,
     stale_page: AtomicU64,
     stale_faults: AtomicU32,
+    /// Pages given up because nothing is served at their address, which the journal does not know yet.
+    dropped: Mutex<Vec<VirtAddr>>,
+    has_dropped: AtomicBool,
 }
 
 impl Space {
@@ -109,6 +112,8 @@ impl Space {
             gone: AtomicBool::new(false),
             stale_page: AtomicU64::new(0),
             stale_faults: AtomicU32::new(0),
+            dropped: Mutex::default(),
+            has_dropped: AtomicBool::new(false),
         }
     }
 
@@ -203,12 +208,23 @@ impl Space {
         match self.uffd.copy(page, source) {
             Filled::NoArea => {
                 self.state().remove(page, page.add(1));
+                self.dropped.lock().unwrap_or_else(PoisonError::into_inner).push(page);
+                self.has_dropped.store(true, Ordering::Release);
                 self.wake_page(page);
             }
             Filled::Pages(_) => self.state().install(page, 1),
             // The caller's next round meets it again and knows what to do.
             _ => {}
         }
+    }
+
+    /// Pages given up since the last call. They go into the journal before the next event does: a page believed to be
+    /// somewhere would stand in the way of another one that is moved there.
+    pub fn take_dropped(&self) -> Vec<VirtAddr> {
+        if !self.has_dropped.swap(false, Ordering::AcqRel) {
+            return Vec::new();
+        }
+        std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Answers a fault at `page`, if that can be done without fetching. Only for the thread that reads events.

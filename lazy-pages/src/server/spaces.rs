@@ -10,9 +10,7 @@ use crate::{
     format::FrameIndex,
     server::{
         frames::Layout,
-        page_state::PageState,
         space::{Space, SpaceId},
-        uffd::Uffd,
     },
 };
 
@@ -27,13 +25,20 @@ struct List {
 }
 
 impl Spaces {
-    /// Adds an address space.
-    pub fn add(&self, object: usize, uffd: Uffd, state: PageState) -> Arc<Space> {
+    /// Adds an address space, whose number must be [`Self::next_id`] or a later one.
+    pub fn add(&self, space: Space) -> Arc<Space> {
         let mut list = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let space = Arc::new(Space::new(SpaceId(list.next), object, uffd, state));
-        list.next += 1;
+        debug_assert!(space.id.0 >= list.next);
+        list.next = space.id.0 + 1;
+        let space = Arc::new(space);
         list.spaces.push(Arc::clone(&space));
         space
+    }
+
+    /// Numbers below this one are taken, by address spaces that are not here any more.
+    pub fn continue_from(&self, next: SpaceId) {
+        let mut list = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        list.next = list.next.max(next.0);
     }
 
     /// The one with this number, unless it has ended.

@@ -32,9 +32,9 @@ impl Tree {
         self.processes.insert(pid, pidfd);
     }
 
-    /// The known processes that have not ended as far as is known.
-    pub fn processes(&self) -> impl Iterator<Item = (u32, BorrowedFd<'_>)> {
-        self.processes.iter().map(|(&pid, pidfd)| (pid, pidfd.as_fd()))
+    /// One of these processes; `None` if it is not known, or has ended.
+    pub fn pidfd(&self, pid: u32) -> Option<BorrowedFd<'_>> {
+        self.processes.get(&pid).map(AsFd::as_fd)
     }
 
     /// Forgets processes that have ended and adds descendants that were not known. Returns the new ones.
@@ -97,7 +97,8 @@ pub fn open(pid: u32) -> io::Result<OwnedFd> {
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+/// Whether the process has ended, collected by its parent or not.
+pub fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
     poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
 }

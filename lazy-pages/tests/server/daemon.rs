@@ -1,10 +1,10 @@
-//! The daemon and its guardian, as processes that can be killed.
+//! The daemon as a process: what it says, how it ends.
 
 use std::{
     fs,
     io::{BufRead, BufReader},
     os::unix::process::ExitStatusExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     sync::Arc,
     thread,
@@ -12,9 +12,14 @@ use std::{
 };
 
 use lazy_pages::{
-    format::Manifest,
-    store::{LocalStore, ObjectStore},
+    format::{Manifest, Vma},
+    server::{
+        Role,
+        status::{self, DaemonStatus},
+    },
+    store::{self, ObjectStore},
 };
+use migration_harness::s3::{S3Options, S3Server};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -22,72 +27,190 @@ use nix::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{BASE, LIMIT, app, area, checkpoint, restored, runtime};
+use crate::support::{BASE, LIMIT, PID, Target, app, area, checkpoint, restored, runtime};
 
 const B: u64 = BASE;
 const PAGES: u64 = 2048;
 
-/// A running `lazy-pages serve`. Killed when dropped.
-struct Daemon {
-    child: Child,
+/// A running `lazy-pages serve` of one checkpoint or several. All of its processes are killed when it is dropped.
+pub struct Daemon {
+    pub child: Child,
     stdout: Option<BufReader<ChildStdout>>,
-    place: TempDir,
-    manifest: Arc<Manifest>,
+    pub place: TempDir,
+    pub server: Option<S3Server>,
+    pub manifest: Arc<Manifest>,
 }
 
 impl Daemon {
-    /// Starts serving a checkpoint. `packs_come`: whether its packs can be read at all; if not, reading them never ends.
-    fn start(packs_come: bool) -> Self {
+    /// Serves a checkpoint from a directory. `packs_come`: whether its packs can be read at all; if not, reading them never
+    /// ends.
+    pub fn local(packs_come: bool) -> Self {
         let place = tempfile::tempdir().unwrap();
-        let store: Arc<dyn ObjectStore> = Arc::new(LocalStore::new(place.path().join("store")));
-        let manifest = checkpoint(&store, &runtime(), &[(crate::support::PID, vec![area(B, PAGES)])], &[]);
-        if !packs_come {
-            let packs = place.path().join("store").join(app().as_str()).join("packs");
-            for pack in fs::read_dir(packs).unwrap() {
-                let pack = pack.unwrap().path();
-                fs::remove_file(&pack).unwrap();
-                // Nobody ever writes to it.
-                assert!(Command::new("mkfifo").arg(&pack).status().unwrap().success());
-            }
+        let url = format!("file://{}", place.path().join("store").display());
+        let daemon = |place| Self::start(place, None, &url, &[area(B, PAGES)], 1, |_| {});
+        if packs_come {
+            return daemon(place);
         }
-        let mut child = serve(place.path(), &place.path().join("images")).spawn().unwrap();
-        let stdout = child.stdout.take().map(BufReader::new);
-        Self { child, stdout, place, manifest }
+        let prepared = Self::prepare(&url, &[area(B, PAGES)]);
+        let packs = place.path().join("store").join(app().as_str()).join("packs");
+        for pack in fs::read_dir(packs).unwrap() {
+            let pack = pack.unwrap().path();
+            fs::remove_file(&pack).unwrap();
+            // Nobody ever writes to it.
+            assert!(Command::new("mkfifo").arg(&pack).status().unwrap().success());
+        }
+        Self::serve(place, None, &url, prepared, 1, |_| {})
     }
 
-    fn report(&mut self) -> Value {
+    /// Serves a checkpoint of these areas from an S3 server of its own, `restores` times at once.
+    pub fn s3(areas: &[Vma], restores: usize, more: impl FnOnce(&mut Command)) -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let objects = place.path().join("objects");
+        fs::create_dir(&objects).unwrap();
+        let server = S3Server::start(&objects, S3Options::default()).unwrap();
+        let url = server.url("checkpoints");
+        // Only this test program's own; each test runs with the same keys.
+        Self::start(place, Some(server), &url, areas, restores, more)
+    }
+
+    fn start(
+        place: TempDir,
+        server: Option<S3Server>,
+        url: &str,
+        areas: &[Vma],
+        restores: usize,
+        more: impl FnOnce(&mut Command),
+    ) -> Self {
+        let manifest = match &server {
+            Some(server) => Self::prepare_s3(server, url, areas),
+            None => Self::prepare(url, areas),
+        };
+        Self::serve(place, server, url, manifest, restores, more)
+    }
+
+    fn prepare(url: &str, areas: &[Vma]) -> Arc<Manifest> {
+        let store: Arc<dyn ObjectStore> = store::open(&url.parse().unwrap()).unwrap();
+        checkpoint(&store, &runtime(), &[(PID, areas.to_vec())], &[])
+    }
+
+    fn prepare_s3(server: &S3Server, url: &str, areas: &[Vma]) -> Arc<Manifest> {
+        let keys = lazy_pages::store::StaticCredentials {
+            access_key: server.access_key.clone(),
+            secret_key: server.secret_key.clone(),
+            session_token: None,
+        };
+        let lazy_pages::store::StoreUrl::S3(config) = url.parse().unwrap() else { panic!("{url} is not S3") };
+        let runtime = runtime();
+        let _context = runtime.enter();
+        let store: Arc<dyn ObjectStore> =
+            Arc::new(lazy_pages::store::S3Store::with_credentials(config, keys).unwrap());
+        checkpoint(&store, &runtime, &[(PID, areas.to_vec())], &[])
+    }
+
+    fn serve(
+        place: TempDir,
+        server: Option<S3Server>,
+        url: &str,
+        manifest: Arc<Manifest>,
+        restores: usize,
+        more: impl FnOnce(&mut Command),
+    ) -> Self {
+        let mut command = serve(url);
+        for number in 0..restores {
+            command.args(["--app", app().as_str(), "--dir"]).arg(images(place.path(), number));
+        }
+        if let Some(server) = &server {
+            command
+                .env("AWS_ACCESS_KEY_ID", &server.access_key)
+                .env("AWS_SECRET_ACCESS_KEY", &server.secret_key);
+        }
+        more(&mut command);
+        let mut child = command.spawn().unwrap();
+        let stdout = child.stdout.take().map(BufReader::new);
+        Self { child, stdout, place, server, manifest }
+    }
+
+    /// The next thing it says.
+    pub fn report(&mut self) -> Value {
         let mut line = String::new();
         self.stdout.as_mut().unwrap().read_line(&mut line).unwrap();
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
     }
 
-    fn ready(&mut self) {
-        let report = self.report();
-        assert_eq!(report["event"], "ready");
-        assert_eq!(report["checkpoint"], self.manifest.id.to_string());
-        assert_eq!(report["pid"], self.child.id());
+    /// The next thing it says that is not about a takeover.
+    pub fn report_but_takeovers(&mut self) -> Value {
+        loop {
+            let report = self.report();
+            if report["event"] != "taken-over" {
+                return report;
+            }
+        }
     }
 
-    fn images(&self) -> std::path::PathBuf {
-        self.place.path().join("images")
+    pub fn ready(&mut self) {
+        let report = self.report();
+        assert_eq!(report["event"], "ready", "{report}");
+        assert_eq!(report["checkpoint"], self.manifest.id.to_string());
+        assert_eq!(report["guardian"], self.child.id());
+        let status = self.status().unwrap();
+        assert_eq!(report["pid"], status.server.unwrap());
+    }
+
+    pub fn images(&self) -> PathBuf {
+        images(self.place.path(), 0)
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.images().join("lazy-pages.socket")
+    }
+
+    pub fn socket_of(&self, number: usize) -> PathBuf {
+        images(self.place.path(), number).join("lazy-pages.socket")
+    }
+
+    /// A process that has registered these areas and was let run.
+    pub fn restored(&self, areas: &[Vma]) -> Target {
+        restored(&self.socket(), areas)
     }
 
     fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
-    fn guardian(&self) -> u32 {
-        let id = self.child.id();
-        let threads = fs::read_dir(format!("/proc/{id}/task")).unwrap().flatten();
-        let children: Vec<u32> = threads
-            .filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok())
-            .flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
-            .collect();
-        assert!(children.len() <= 1, "one guardian: {children:?}");
-        children.first().copied().unwrap_or(0)
+    /// How it says things stand; `None` when none of its processes is left.
+    pub fn status(&self) -> Option<DaemonStatus> {
+        let found = status::find().unwrap().into_iter().map(|daemon| daemon.status());
+        let mut mine =
+            found.filter(|daemon| daemon.restores.iter().any(|one| one.directory == self.images()));
+        mine.next()
     }
 
-    fn end(&mut self) -> ExitStatus {
+    /// The process of this role; waits for it.
+    pub fn pid(&self, role: Role) -> u32 {
+        let asked = Instant::now();
+        loop {
+            let found = self.status().and_then(|status| match role {
+                Role::Server => status.server,
+                Role::Guardian => status.guardian,
+                Role::Standby => status.standby,
+            });
+            if let Some(pid) = found {
+                return pid;
+            }
+            assert!(asked.elapsed() < LIMIT, "there is no {role:?}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Kills the processes of these roles, as nearly at once as can be.
+    pub fn kill(&self, roles: &[Role]) {
+        let pids: Vec<u32> = roles.iter().map(|&role| self.pid(role)).collect();
+        for pid in pids {
+            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+        }
+    }
+
+    pub fn end(&mut self) -> ExitStatus {
         let asked = Instant::now();
         while asked.elapsed() < LIMIT {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -97,30 +220,43 @@ impl Daemon {
         }
         panic!("the daemon should have ended");
     }
+
+    /// Waits until none of its processes is left.
+    pub fn assert_gone(&self) {
+        wait_for("processes of the daemon are left", || self.status().is_none());
+    }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        // Those that are killed may be replaced before the others are.
+        while let Some(status) = self.status() {
+            for pid in [status.guardian, status.standby, status.server].into_iter().flatten() {
+                let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+            }
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-fn serve(place: &Path, images: &Path) -> Command {
+fn images(place: &Path, number: usize) -> PathBuf {
+    place.join(format!("images-{number}"))
+}
+
+fn serve(url: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lazy-pages"));
-    command.args(["serve", "--json", "--app", app().as_str(), "--store"]);
-    command.arg(format!("file://{}", place.join("store").display())).arg("--dir").arg(images);
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    command.args(["serve", "--json", "--store", url]).stdin(Stdio::null()).stdout(Stdio::piped());
     command
 }
 
-fn ended(pid: u32) -> bool {
+pub fn ended(pid: u32) -> bool {
     let state = fs::read_to_string(format!("/proc/{pid}/stat"));
     state.is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')))
         || !Path::new(&format!("/proc/{pid}")).exists()
 }
 
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let asked = Instant::now();
     while !done() {
         assert!(asked.elapsed() < LIMIT, "{what}");
@@ -130,111 +266,108 @@ fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
 
 #[test]
 fn the_daemon_serves_a_restore_and_ends() {
-    let mut daemon = Daemon::start(true);
+    let mut daemon = Daemon::local(true);
     daemon.ready();
     assert_eq!(fs::read(daemon.images().join("inventory.img")).unwrap(), b"images");
     assert_eq!(fs::read(daemon.images().join("pages-4242.img")).unwrap(), b"", "nothing of it is eager");
-    let guardian = daemon.guardian();
-    assert_ne!(guardian, 0);
-    let mut target = restored(&daemon.images().join("lazy-pages.socket"), &[area(B, PAGES)]);
+    let standby = daemon.pid(Role::Standby);
+    let mut target = daemon.restored(&[area(B, PAGES)]);
     target.ok(&format!("check {B} {PAGES} {B}"));
     let report = daemon.report();
     assert_eq!(report["event"], "resident");
+    assert_eq!(report["app"], app().as_str());
     assert_eq!(report["missing_pages"], 0);
     assert_eq!(daemon.end().code(), Some(0));
-    assert!(ended(guardian), "the guardian ends with it");
-    assert!(!daemon.images().join("lazy-pages.socket").exists());
+    assert!(ended(standby), "the standby ends with it");
+    daemon.assert_gone();
+    assert!(!daemon.socket().exists());
     target.ok(&format!("check {B} {PAGES} {B}"));
 }
 
 #[test]
 fn a_daemon_nobody_listens_to_serves_all_the_same() {
-    let mut daemon = Daemon::start(true);
+    let mut daemon = Daemon::local(true);
     daemon.ready();
     daemon.stdout = None;
-    let mut target = restored(&daemon.images().join("lazy-pages.socket"), &[area(B, PAGES)]);
+    let mut target = daemon.restored(&[area(B, PAGES)]);
     target.ok(&format!("check {B} {PAGES} {B}"));
     assert_eq!(daemon.end().code(), Some(0));
 }
 
 #[test]
-fn a_killed_daemon_takes_the_tree_with_it_and_leaves_no_zeros() {
-    let mut daemon = Daemon::start(false);
-    daemon.ready();
-    let mut target = restored(&daemon.images().join("lazy-pages.socket"), &[area(B, PAGES)]);
-    // Every process of the tree waits for a page: a thread of each would see zeros if a descriptor closed too early.
-    target.tell(&format!("spawn; fork; check {B} 10 {B}"));
-    assert_eq!(target.answer(), "ok");
-    target.tell(&format!("check {} {PAGES} {B}", B));
-    thread::sleep(Duration::from_millis(300));
-    let guardian = daemon.guardian();
-    daemon.signal(Signal::SIGKILL);
-    assert_eq!(daemon.end().signal(), Some(9));
-    target.assert_killed();
-    wait_for("the guardian ends when the tree has ended", || ended(guardian));
-}
-
-#[test]
 fn a_terminated_daemon_goes_on_while_pages_are_missing() {
-    let mut daemon = Daemon::start(false);
+    let mut daemon = Daemon::local(false);
     daemon.ready();
-    let mut target = restored(&daemon.images().join("lazy-pages.socket"), &[area(B, PAGES)]);
+    let mut target = daemon.restored(&[area(B, PAGES)]);
     target.tell(&format!("check {B} {PAGES} {B}"));
     thread::sleep(Duration::from_millis(200));
+    let processes = [Role::Server, Role::Guardian, Role::Standby].map(|role| daemon.pid(role));
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        daemon.signal(signal);
-        kill(Pid::from_raw(daemon.guardian() as i32), signal).unwrap();
+        for pid in processes {
+            kill(Pid::from_raw(pid as i32), signal).unwrap();
+        }
     }
     thread::sleep(Duration::from_millis(400));
-    assert!(daemon.child.try_wait().unwrap().is_none(), "the daemon goes on");
+    assert!(!processes.into_iter().any(ended), "the daemon goes on");
     assert!(!ended(target.pid()), "so does the process");
     target.kill();
     assert_eq!(daemon.report()["event"], "gone");
     assert_eq!(daemon.end().code(), Some(0));
+    daemon.assert_gone();
 }
 
 #[test]
 fn a_terminated_daemon_ends_when_nobody_depends_on_it() {
-    let mut daemon = Daemon::start(true);
+    let mut daemon = Daemon::local(true);
     daemon.ready();
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.report()["event"], "cancelled");
     assert_eq!(daemon.end().code(), Some(5));
-}
-
-#[test]
-fn a_killed_guardian_is_replaced_and_the_new_one_guards() {
-    let mut daemon = Daemon::start(false);
-    daemon.ready();
-    let mut target = restored(&daemon.images().join("lazy-pages.socket"), &[area(B, PAGES)]);
-    target.tell(&format!("fork; check {B} {PAGES} {B}"));
-    thread::sleep(Duration::from_millis(300));
-    let first = daemon.guardian();
-    kill(Pid::from_raw(first as i32), Signal::SIGKILL).unwrap();
-    wait_for("a new guardian", || ![0, first].contains(&daemon.guardian()));
-    thread::sleep(Duration::from_millis(200));
-    assert!(!ended(target.pid()));
-    daemon.signal(Signal::SIGKILL);
-    target.assert_killed();
+    daemon.assert_gone();
 }
 
 #[test]
 fn a_daemon_that_cannot_start_says_why() {
     let place = tempfile::tempdir().unwrap();
-    let failed = |command: &mut Command| {
+    let failed = |command: &mut Command, directory: &Path| {
+        command.args(["--app", app().as_str(), "--dir"]).arg(directory);
         let output = command.stderr(Stdio::null()).output().unwrap();
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(report["event"], "failed");
         report["reason"].as_str().unwrap().to_owned()
     };
-    let reason = failed(&mut serve(place.path(), &place.path().join("images")));
+    let nothing = format!("file://{}", place.path().join("store").display());
+    let reason = failed(&mut serve(&nothing), &place.path().join("images"));
     assert!(reason.contains("server-test"), "{reason}");
 
-    let daemon = Daemon::start(true);
-    let reason = failed(&mut serve(daemon.place.path(), daemon.place.path()));
+    let daemon = Daemon::local(true);
+    let url = format!("file://{}", daemon.place.path().join("store").display());
+    let reason = failed(&mut serve(&url), daemon.place.path());
     assert!(reason.contains("is not empty"), "{reason}");
-    let mut unknown = serve(daemon.place.path(), &place.path().join("images"));
-    let reason = failed(unknown.args(["--checkpoint", "01JD5M3Q8Z0000000000000000"]));
+    let mut unknown = serve(&url);
+    let reason =
+        failed(unknown.args(["--checkpoint", "01JD5M3Q8Z0000000000000000"]), &place.path().join("images"));
     assert!(reason.contains("01JD5M3Q8Z0000000000000000"), "{reason}");
+}
+
+#[test]
+fn a_server_that_is_killed_before_anybody_depends_on_it_is_replaced() {
+    let mut daemon = Daemon::local(true);
+    daemon.ready();
+    daemon.kill(&[Role::Server]);
+    assert_eq!(daemon.report()["event"], "taken-over");
+    let mut target = daemon.restored(&[area(B, PAGES)]);
+    target.ok(&format!("check {B} {PAGES} {B}"));
+    assert_eq!(daemon.report()["event"], "resident");
+    assert_eq!(daemon.end().code(), Some(0));
+}
+
+#[test]
+fn a_daemon_all_of_whose_processes_are_killed_before_a_restore_leaves_nothing() {
+    let mut daemon = Daemon::local(true);
+    daemon.ready();
+    daemon.kill(&[Role::Guardian, Role::Standby, Role::Server]);
+    assert_eq!(daemon.end().signal(), Some(9));
+    daemon.assert_gone();
 }

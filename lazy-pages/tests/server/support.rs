@@ -19,7 +19,7 @@ use bytes::Bytes;
 use lazy_pages::{
     format::{Codec, Host, Manifest, ObjectId, Task, Vma, bundle},
     ids::{AppId, CheckpointId},
-    server::{GuardianCommand, Limits, Outcome, PageServer, PageServerConfig},
+    server::{Limits, Outcome, PageServer, PageServerConfig},
     store::{ObjectMeta, ObjectStore, StoreError},
     units::{PAGE_SIZE, VirtAddr},
     writer::{CheckpointMeta, CheckpointWriter, WriterOptions},
@@ -248,7 +248,6 @@ impl Served {
             store: objects,
             manifest,
             listener,
-            guardian: guardian(),
             runtime: runtime.handle().clone(),
             limits,
         })
@@ -279,10 +278,6 @@ impl Served {
             other => panic!("not resident: {other:?}"),
         }
     }
-}
-
-pub fn guardian() -> GuardianCommand {
-    GuardianCommand { program: env!("CARGO_BIN_EXE_lazy-pages").into(), args: vec!["guardian".into()] }
 }
 
 pub fn restored(socket: &Path, areas: &[Vma]) -> Target {

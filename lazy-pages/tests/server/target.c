@@ -238,6 +238,55 @@ static int fork_storm(uint64_t rounds, uint64_t at, uint64_t pages, uint64_t ima
 	return 1;
 }
 
+/*
+ * Forks without waiting, up to 8 at a time; each child does something else to the memory it has just inherited: runs
+ * another program, ends at once, unmaps everything, moves it, gives it up, writes to it, or only looks.
+ */
+static int chaos(uint64_t rounds, uint64_t at, uint64_t pages, uint64_t image)
+{
+	int running = 0, status, ok = 1;
+	for (uint64_t r = 0; r < rounds; r++) {
+		pid_t child = fork();
+		if (child == 0) {
+			uint64_t far = at + 0x100000 + r % 8 * pages * 2, some = r * 13 % (pages - 8);
+			prctl(PR_SET_PDEATHSIG, 9);
+			switch (r % 7) {
+			case 0: execl("/bin/true", "true", NULL); _exit(1);
+			case 1: _exit(0);
+			case 2: _exit(munmap((void *)(at * PAGE), pages * PAGE) != 0);
+			case 3:
+				if (mremap((void *)(at * PAGE), pages * PAGE, (pages + 16) * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
+					   (void *)(far * PAGE)) == MAP_FAILED)
+					_exit(1);
+				_exit(!(check(far + some, 8, image + some) && check_zero(far + pages, 16)));
+			case 4:
+				if (madvise((void *)((at + some) * PAGE), 8 * PAGE, MADV_DONTNEED))
+					_exit(1);
+				_exit(!check_zero(at + some, 8));
+			case 5:
+				memset((void *)((at + some) * PAGE), 1, 8 * PAGE);
+				_exit(!check(at + (some + 16) % (pages - 8), 1, image + (some + 16) % (pages - 8)));
+			default: _exit(!check(at + some, 8, image + some));
+			}
+		}
+		if (child < 0)
+			return complain("fork", r, errno, 0);
+		if (++running == 8) {
+			while (running && wait(&status) > 0) {
+				running--;
+				if (status)
+					ok = complain("chaos", r, status, 0);
+			}
+			if (!ok)
+				return 0;
+		}
+	}
+	while (wait(&status) > 0)
+		if (status)
+			ok = complain("chaos", rounds, status, 0);
+	return ok;
+}
+
 /* Gives up each page after looking at it: each REMOVE stops copies for a moment. */
 static int drop_each(uint64_t at, uint64_t pages, uint64_t image)
 {
@@ -297,6 +346,14 @@ static int run_command(char *line)
 	if (IS("unmap")) return !munmap((void *)(a * PAGE), b * PAGE);
 	if (IS("protect")) return !mprotect((void *)(a * PAGE), b * PAGE, c);
 	if (IS("fill")) return !!memset((void *)(a * PAGE), c, b * PAGE);
+	if (IS("filled")) { /* every byte of b pages from a is c */
+		for (uint64_t p = a; p < a + b; p++)
+			for (uint64_t i = 0; i < PAGE; i++)
+				if (((volatile uint8_t *)(p * PAGE))[i] != (uint8_t)c)
+					return complain("filled", p, ((uint8_t *)(p * PAGE))[i], c);
+		return 1;
+	}
+	if (IS("chaos")) return chaos(a, b, c, d);
 	if (IS("storm")) return fork_storm(a, b, c, d);
 	if (IS("drop-each")) {
 		/* pages a .. a+b of image c, by d threads */

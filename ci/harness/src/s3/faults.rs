@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::{
     Method, Response, StatusCode,
     body::Frame,
-    header::{CONTENT_LENGTH, CONTENT_TYPE},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, RANGE},
 };
 use s3s::{Body, HttpRequest, HttpResponse};
 
@@ -23,6 +23,7 @@ use s3s::{Body, HttpRequest, HttpResponse};
 #[derive(Debug, Default)]
 pub struct Faults {
     delay: Mutex<Duration>,
+    large_delay: Mutex<(u64, Duration)>,
     refuse: AtomicU64,
     cut_gets: AtomicU64,
     lose_puts: AtomicU64,
@@ -55,6 +56,11 @@ impl Faults {
     /// Every answer begins this much later.
     pub fn delay_answers(&self, delay: Duration) {
         *self.delay.lock().unwrap_or_else(PoisonError::into_inner) = delay;
+    }
+
+    /// Answers to requests for ranges of more than `bytes` begin this much later still.
+    pub fn delay_large_ranges(&self, bytes: u64, delay: Duration) {
+        *self.large_delay.lock().unwrap_or_else(PoisonError::into_inner) = (bytes, delay);
     }
 
     /// The next `count` requests are answered 503 SlowDown.
@@ -99,6 +105,14 @@ impl Faults {
         }
     }
 
+    fn large_delay(&self, request: &HttpRequest) -> Duration {
+        let (bytes, delay) = *self.large_delay.lock().unwrap_or_else(PoisonError::into_inner);
+        match wanted_bytes(request) {
+            Some(wanted) if wanted > bytes => delay,
+            _ => Duration::ZERO,
+        }
+    }
+
     /// Answers `request` through `call`, or worse. An error closes the connection.
     pub(super) async fn around<F>(
         &self,
@@ -114,7 +128,7 @@ impl Faults {
         let silenced = !refused && method == Method::PUT && take(&self.silence_puts);
         let lost = !refused && !silenced && method == Method::PUT && take(&self.lose_puts);
         self.count(&method, object, request.uri().query().unwrap_or_default()).fetch_add(1, Relaxed);
-        let delay = *self.delay.lock().unwrap_or_else(PoisonError::into_inner);
+        let delay = *self.delay.lock().unwrap_or_else(PoisonError::into_inner) + self.large_delay(&request);
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
@@ -174,4 +188,11 @@ async fn cut(response: HttpResponse) -> io::Result<HttpResponse> {
     });
     let body = Body::http_body(StreamBody::new(futures_util::stream::iter(parts)));
     Ok(Response::from_parts(head, body))
+}
+
+/// The length of the range a request asks for.
+fn wanted_bytes(request: &HttpRequest) -> Option<u64> {
+    let range = request.headers().get(RANGE)?.to_str().ok()?.strip_prefix("bytes=")?;
+    let (first, last) = range.split_once('-')?;
+    Some(last.parse::<u64>().ok()?.checked_sub(first.parse().ok()?)? + 1)
 }

@@ -6,16 +6,21 @@
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
 use super::{EventLoop, Source, mark};
 use crate::server::{
+    journal::{Number, Phase, Record},
     page_state::PageState,
     registration::{Connection, Message},
+    space::Space,
+    sys::uffd::Uffd,
     tree,
-    uffd::Uffd,
 };
+
+/// Connections kept open at a time. CRIU needs one; whoever opens more than this loses the oldest.
+const MAX_CONNECTIONS: usize = 32;
 
 impl EventLoop {
     /// Takes new connections.
@@ -31,14 +36,32 @@ impl EventLoop {
             };
             match Connection::new(stream) {
                 Ok(connection) => {
-                    let id = self.next_connection;
-                    self.next_connection += 1;
-                    self.watch(connection.as_fd(), Source::Connection(id));
-                    self.connections.insert(id, connection);
+                    self.close_oldest_connection();
+                    self.writer.append(Record::Connection { socket: connection.as_fd().as_raw_fd() });
+                    self.add_connection(connection);
                 }
                 Err(error) => tracing::warn!("a connection was refused: {error}"),
             }
         }
+    }
+
+    /// Descriptors must be left for what matters: children of the restored processes bring one each.
+    fn close_oldest_connection(&mut self) {
+        if self.connections.len() >= MAX_CONNECTIONS
+            && let Some(oldest) = self.connections.keys().filter(|id| Some(**id) != self.owner).min().copied()
+        {
+            tracing::warn!("too many connections: one that has not registered a task is closed");
+            self.connections.remove(&oldest);
+        }
+    }
+
+    /// Listens to a connection from now on. Returns its number.
+    pub(super) fn add_connection(&mut self, connection: Connection) -> u64 {
+        let id = self.next_connection;
+        self.next_connection += 1;
+        self.watch(connection.as_fd(), Source::Connection(id));
+        self.connections.insert(id, connection);
+        id
     }
 
     /// Does what a connection says.
@@ -79,22 +102,17 @@ impl EventLoop {
         };
         let known = self.check_task(connection, pid, sender);
         if self.owner.is_none() && known.is_ok() {
-            self.owner = Some(connection);
-            mark(&self.times.registered, self.started);
+            self.begin_restore(connection);
+            mark(&self.journal, Number::Registered);
         }
         if self.owner != Some(connection) {
             return known.map(|_| ());
         }
         // It is our restore now: whatever is wrong with this task, it must not run on with zeros.
         let pidfd = tree::open(sender);
-        if let (Ok(pidfd), Some(guardian)) = (&pidfd, &self.guardian) {
-            let _ = guardian.watch(sender, pidfd.as_fd());
-        }
-        if let Some(guardian) = &self.guardian {
-            let _ = guardian.hold(&uffd);
-        }
         let watched = pidfd.as_ref().ok().and_then(|pidfd| pidfd.try_clone().ok());
         if let Ok(pidfd) = pidfd {
+            self.writer.append(Record::Process { pid: sender, pidfd: pidfd.as_raw_fd() });
             self.tree.add(sender, pidfd);
         }
         match (known, watched) {
@@ -104,7 +122,16 @@ impl EventLoop {
                 self.registered.insert(pid);
                 let state = PageState::new(&self.filler.layout.manifest().objects[object]);
                 tracing::debug!(pid, sender, missing = state.missing_pages(), "a task has registered");
-                let space = self.filler.spaces.add(object, uffd, state);
+                let id = self.filler.spaces.next_id();
+                let number = uffd.as_fd().as_raw_fd();
+                self.writer.append(Record::Task {
+                    space: id,
+                    object,
+                    uffd: number,
+                    image_pid: pid,
+                    pid: sender,
+                });
+                let space = self.filler.spaces.add(Space::new(id, object, uffd, state));
                 self.filler.frames().expect_again(&self.filler.layout, object);
                 self.watch(space.uffd().as_fd(), Source::Space(space.id));
                 Ok(())
@@ -115,10 +142,20 @@ impl EventLoop {
                 Ok(())
             }
             (known, _) => {
+                self.writer.append(Record::Foreign { uffd: uffd.as_fd().as_raw_fd() });
                 self.foreign.push(uffd);
                 Err(known.err().unwrap_or_else(|| format!("task {pid} cannot be watched")))
             }
         }
+    }
+
+    /// This connection restores, and no other.
+    fn begin_restore(&mut self, connection: u64) {
+        self.owner = Some(connection);
+        if let Some(connection) = self.connections.get(&connection) {
+            self.journal.set_owner(connection.as_fd().as_raw_fd());
+        }
+        self.journal.enter(Phase::Restoring);
     }
 
     fn check_task(&self, connection: u64, pid: u32, sender: u32) -> Result<usize, String> {
@@ -144,7 +181,10 @@ impl EventLoop {
         if !manifest.tasks.iter().any(|task| task.pid == pid && task.dead) {
             return Err(format!("checkpoint {} has no dead task {pid}", manifest.id));
         }
-        if *self.owner.get_or_insert(connection) != connection {
+        if self.owner.is_none() {
+            self.begin_restore(connection);
+        }
+        if self.owner != Some(connection) {
             return Err(format!("zombie {pid} belongs to a second restore; this server serves one"));
         }
         Ok(())
@@ -160,7 +200,8 @@ impl EventLoop {
             }
         }
         self.restored = true;
-        mark(&self.times.restored, self.started);
+        mark(&self.journal, Number::Restored);
+        self.journal.enter(Phase::Running);
         tracing::debug!(tasks = self.registered.len(), "the restore is finished");
         self.filler.start_background();
         Ok(())

@@ -1,4 +1,4 @@
-//! A userfaultfd descriptor: the only module of this crate with `unsafe` code.
+//! A userfaultfd descriptor.
 //!
 //! What always holds: a [`Uffd`] is a real userfaultfd, non-blocking, and reports forks, moves, removals and unmappings
 //! (a descriptor that does not is refused, because memory would silently lose track of its data). Results of the
@@ -9,23 +9,19 @@
 //!
 //! Numbers and layouts are those of `linux/userfaultfd.h`.
 
-#![allow(unsafe_code)]
-
 use std::{
     fs, io,
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-        unix::net::UnixStream,
-    },
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg};
 use rustix::{
     fs::{OFlags, fcntl_getfl, fcntl_setfl},
     io::Errno,
     ioctl::{Opcode, Updater, ioctl, opcode},
 };
 
+use super::process::{duplicate, take_over};
 use crate::units::{PAGE_SIZE, VirtAddr};
 
 /// Events CRIU asks for: fork, remap, remove, unmap.
@@ -72,12 +68,12 @@ struct WriteProtect {
 }
 
 /// What the kernel reports.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A thread waits for this page.
     Fault(VirtAddr),
-    /// The process has forked; this is the child's address space, until somebody takes it.
-    Fork(Option<Uffd>),
+    /// The process has forked; this is the number of the descriptor of the child's address space.
+    Fork(RawFd),
     /// Pages have moved.
     Remap {
         /// From here,
@@ -138,25 +134,38 @@ impl Uffd {
         }
     }
 
-    /// Takes a descriptor the page server has sent, which adopted it before.
-    pub fn of_server(fd: OwnedFd) -> Self {
-        Self(fd)
+    /// Takes the descriptor of a forked child, which came with the report of the fork, or one of a page server that has
+    /// ended. Nobody else may have taken it.
+    ///
+    /// # Errors
+    /// When there is no userfaultfd of that number.
+    pub fn take_over(number: RawFd) -> io::Result<Self> {
+        if !is_userfaultfd(number) {
+            return Err(io::Error::other(format!("descriptor {number} is not a userfaultfd")));
+        }
+        let fd = take_over(number)?;
+        // Inherited from how the parent's was made; only one made blocking needs this.
+        let flags = fcntl_getfl(&fd)?;
+        fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+        Ok(Self(fd))
     }
 
-    /// Takes the descriptor of a forked child. It reports what its parent's reports.
-    fn of_child(fd: OwnedFd) -> Self {
-        if let Ok(flags) = fcntl_getfl(&fd) {
-            // Inherited from how the parent's was made; only a descriptor made blocking needs this.
-            let _ = fcntl_setfl(&fd, flags | OFlags::NONBLOCK);
+    /// Another descriptor of the one with this number, whoever owns it.
+    ///
+    /// # Errors
+    /// When there is no userfaultfd of that number.
+    pub fn duplicate(number: RawFd) -> io::Result<Self> {
+        let fd = duplicate(number)?;
+        if !is_userfaultfd(fd.as_raw_fd()) {
+            return Err(io::Error::other(format!("descriptor {number} is not a userfaultfd")));
         }
-        Self(fd)
+        Ok(Self(fd))
     }
 
     fn check(fd: BorrowedFd<'_>) -> Result<(), String> {
         let raw = fd.as_raw_fd();
-        let target = fs::read_link(format!("/proc/self/fd/{raw}")).map_err(|e| e.to_string())?;
-        if target.as_os_str() != "anon_inode:[userfaultfd]" {
-            return Err(format!("it is {}, not a userfaultfd", target.display()));
+        if !is_userfaultfd(raw) {
+            return Err("it is not a userfaultfd".to_owned());
         }
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{raw}")).map_err(|e| e.to_string())?;
         let features = info
@@ -213,93 +222,60 @@ impl Uffd {
         result != Err(Errno::SRCH)
     }
 
-    /// Appends what there is, up to [`BATCH`] events, and returns how many. None means that nothing is pending.
+    /// Reads what there is into `messages`, up to [`BATCH`] of them, and returns how many. None means that nothing is
+    /// pending. The kernel writes to that memory directly, so that a message which was taken off the descriptor is there
+    /// whatever becomes of this process.
     ///
     /// # Errors
     /// When the kernel cannot deliver, for example for want of a descriptor for a forked child.
-    pub fn read(&self, events: &mut Vec<Event>) -> io::Result<usize> {
-        let mut buffer = [0; MESSAGE * BATCH];
-        let length = loop {
-            match rustix::io::read(&self.0, &mut buffer) {
-                Ok(length) => break length,
-                Err(Errno::AGAIN) => return Ok(0),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+    pub fn read(&self, messages: &[AtomicU64]) -> io::Result<usize> {
+        let base = messages.as_ptr().cast_mut().cast::<libc::c_void>();
+        loop {
+            // SAFETY: the kernel writes at most `messages`, which are atomics, so they may change under a shared reference.
+            let length = unsafe { libc::read(self.0.as_raw_fd(), base, size_of_val(messages)) };
+            if let Ok(length) = usize::try_from(length) {
+                return Ok(length / MESSAGE);
             }
-        };
-        let messages = buffer[..length].as_chunks::<MESSAGE>().0;
-        events.extend(messages.iter().filter_map(parse));
-        Ok(messages.len())
+            match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            }
+        }
     }
 }
 
 const MESSAGE: usize = 32;
+/// Words of a message.
+pub const MESSAGE_WORDS: usize = MESSAGE / 8;
 /// Messages taken in one read.
 pub const BATCH: usize = 32;
 
-fn parse(message: &[u8; MESSAGE]) -> Option<Event> {
-    let word = |at: usize| message[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
-    let address = |at| VirtAddr::containing(word(at));
-    match message[0] {
-        EVENT_PAGEFAULT => Some(Event::Fault(address(16))),
-        EVENT_FORK => {
-            let raw = word(8) as u32 as RawFd;
-            // SAFETY: the kernel has just made this descriptor for the reader of the message, nobody else owns it, and
-            // each message is parsed once.
-            let child = unsafe { OwnedFd::from_raw_fd(raw) };
-            Some(Event::Fork(Some(Uffd::of_child(child))))
-        }
-        EVENT_REMAP => {
-            Some(Event::Remap { from: address(8), to: address(16), pages: word(24) / PAGE_SIZE as u64 })
-        }
-        EVENT_REMOVE | EVENT_UNMAP => Some(Event::Remove { start: address(8), end: address(16) }),
-        _ => None,
-    }
-}
-
-/// What came over a socket.
-#[derive(Debug)]
-pub struct Received {
-    /// Bytes; 0 at the end.
-    pub length: usize,
-    /// The sender's pid; 0 if it is not visible in this pid namespace.
-    pub sender: u32,
-    /// The first descriptor that came along.
-    pub fd: Option<OwnedFd>,
-}
-
-/// Receives at most `buffer` and whatever comes with it from a socket that passes credentials, without waiting.
-///
-/// # Errors
-/// `EAGAIN` when nothing is there; anything else is the end of the connection.
-pub fn receive(stream: &UnixStream, buffer: &mut [u8]) -> nix::Result<Received> {
-    // Room for one more descriptor than any peer has reason to send.
-    let mut control = nix::cmsg_space!([RawFd; 2], UnixCredentials);
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let mut parts = [io::IoSliceMut::new(buffer)];
-    let message = loop {
-        match recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut control), flags) {
-            Err(nix::Error::EINTR) => {}
-            other => break other?,
-        }
-    };
-    let mut received = Received { length: message.bytes, sender: 0, fd: None };
-    for part in message.cmsgs()? {
-        match part {
-            ControlMessageOwned::ScmRights(fds) => {
-                for fd in fds {
-                    // SAFETY: the kernel has just made this descriptor for the receiver of the message, and this loop
-                    // is its only owner.
-                    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-                    received.fd.get_or_insert(fd);
-                }
+impl Event {
+    /// What a message says; `None` if it is empty or unknown.
+    pub fn of(message: &[AtomicU64]) -> Option<Self> {
+        let word = |at: usize| message.get(at).map_or(0, |word| word.load(Ordering::Relaxed));
+        let address = |at| VirtAddr::containing(word(at));
+        match word(0).to_ne_bytes()[0] {
+            EVENT_PAGEFAULT => Some(Self::Fault(address(2))),
+            EVENT_FORK => Some(Self::Fork(word(1) as u32 as RawFd)),
+            EVENT_REMAP => {
+                let pages = word(3) / PAGE_SIZE as u64;
+                Some(Self::Remap { from: address(1), to: address(2), pages })
             }
-            ControlMessageOwned::ScmCredentials(sender) => received.sender = sender.pid().unsigned_abs(),
-            _ => {}
+            EVENT_REMOVE | EVENT_UNMAP => Some(Self::Remove { start: address(1), end: address(2) }),
+            _ => None,
         }
     }
-    Ok(received)
 }
+
+/// Whether the open descriptor of that number is a userfaultfd.
+fn is_userfaultfd(number: RawFd) -> bool {
+    fs::read_link(format!("/proc/self/fd/{number}")).is_ok_and(|target| target.as_os_str() == USERFAULTFD)
+}
+
+/// What `/proc/self/fd` says of a userfaultfd.
+pub const USERFAULTFD: &str = "anon_inode:[userfaultfd]";
 
 fn filled(result: Result<(), Errno>, done: i64, wanted: u64) -> Filled {
     let pages = |bytes: u64| Filled::Pages(bytes / PAGE_SIZE as u64);
