@@ -11,6 +11,9 @@
 //! | the manifest is put: **the commit** | tree runs on *and* the checkpoint is complete |
 //! | CRIU is told to go on: it kills the tree, or resumes it | as asked for |
 //!
+//! A tree that is still being restored lazily is dumped as it is: its missing pages are taken over from the checkpoint it
+//! is being restored from, which is the parent then; the source of the module `arriving` tells why none is lost.
+//!
 //! So the tree is killed only after its checkpoint exists, and every failure before that leaves it running. Back-pressure
 //! from the store reaches CRIU through its page socket: memory here stays bounded, and holding CRIU back costs nothing
 //! because the tree has to stay frozen until its last page is durable anyway.
@@ -34,6 +37,7 @@ use serde::Serialize;
 
 use crate::{
     agent::Agent,
+    arriving::Look,
     dumped_images::DumpedImages,
     error::AgentError,
     host,
@@ -80,12 +84,15 @@ pub struct CheckpointReport {
 /// Pages of 4 KiB.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct PageCounts {
-    /// All that CRIU found in memory.
+    /// All that CRIU found in memory, and those that were still on their way into it.
     pub total: u64,
     /// Zero ones, of which nothing is stored.
     pub zero: u64,
-    /// Those found in the previous checkpoint.
+    /// Those found in the previous checkpoint, and those that were still on their way.
     pub unchanged: u64,
+    /// Those that had not arrived when the tree was frozen, because it was still being restored lazily: taken over, unread,
+    /// from the checkpoint it was being restored from.
+    pub pending: u64,
     /// Those stored now.
     pub stored: u64,
 }
@@ -114,21 +121,33 @@ impl Agent {
         progress.enter(Stage::Preparing);
         let criu = self.criu()?;
         let tree = Tree::of(request.pid)?;
-        tree.refuse_while_lazy()?;
+        let look = Look::at(&tree, &request.app)?;
         let version = criu.version()?;
         self.block_on(self.store.probe())?;
         let work = WorkDir::create(self.work_parent.as_deref())?;
-        let parent = self.block_on(self.parent(&request.app))?;
-        let dump = Dump { agent: self, criu: &criu, version, request, tree: &tree, work: &work, progress };
+        let parent = match look.served() {
+            Some(served) => Some(self.block_on(self.served(&request.app, served))?),
+            None => self.block_on(self.parent(&request.app))?,
+        };
+        let dump = Dump {
+            agent: self,
+            criu: &criu,
+            version,
+            request,
+            tree: &tree,
+            look: &look,
+            work: &work,
+            progress,
+        };
         let dumping = Instant::now();
-        let manifest = dump.run(parent.clone());
+        let committed = dump.run(parent.clone());
         let dumped = dumping.elapsed();
         if let Some(parent) = &parent
             && let Err(error) = self.block_on(parent.lease().release())
         {
             tracing::warn!(%error, "the lease on the previous checkpoint stays until it expires");
         }
-        let manifest = manifest?;
+        let Committed { manifest, pending } = committed?;
         // The checkpoint exists now, whatever CRIU says of its own time: then the whole dump is the bound.
         let frozen = frozen_time(&work.images()).unwrap_or_else(|error| {
             tracing::warn!(%error, "how long the tree was frozen is not known exactly");
@@ -145,10 +164,21 @@ impl Agent {
                 total: statistics.pages_total,
                 zero: statistics.pages_zero,
                 unchanged: statistics.pages_unchanged,
+                pending,
                 stored: statistics.pages_stored,
             },
             bytes: ByteCounts { memory: progress.now().1, uploaded: statistics.bytes_uploaded },
             left: if request.leave_running { "running" } else { "killed" },
+        })
+    }
+
+    /// The checkpoint that pages of the tree still arrive from. Without it there is no new one.
+    async fn served(&self, app: &AppId, id: CheckpointId) -> Result<Arc<Parent>, AgentError> {
+        let parent = Parent::load(Arc::clone(&self.store), app, id).await;
+        parent.map_err(|source| AgentError::Served {
+            checkpoint: id,
+            store: self.store.describe(),
+            source: Box::new(source),
         })
     }
 
@@ -168,6 +198,13 @@ impl Agent {
     }
 }
 
+/// A checkpoint that exists.
+struct Committed {
+    manifest: Manifest,
+    /// Pages taken over because they had not arrived.
+    pending: u64,
+}
+
 /// One dump, from the freeze to the commit.
 struct Dump<'a> {
     agent: &'a Agent,
@@ -175,12 +212,13 @@ struct Dump<'a> {
     version: Version,
     request: &'a CheckpointRequest,
     tree: &'a Tree,
+    look: &'a Look<'a>,
     work: &'a WorkDir,
     progress: &'a Progress,
 }
 
 impl Dump<'_> {
-    fn run(&self, parent: Option<Arc<Parent>>) -> Result<Manifest, AgentError> {
+    fn run(&self, parent: Option<Arc<Parent>>) -> Result<Committed, AgentError> {
         let agent = self.agent;
         let writer = CheckpointWriter::begin(
             Arc::clone(&agent.store),
@@ -194,10 +232,12 @@ impl Dump<'_> {
         let (ours, theirs) = UnixStream::pair().map_err(AgentError::io("cannot make a socket pair"))?;
         let options = self.options(theirs, &streams);
         thread::scope(|scope| {
-            let (version, progress) = (self.version, self.progress);
+            let (version, progress, look) = (self.version, self.progress, self.look);
             let sink = thread::Builder::new()
                 .name("page-sink".to_owned())
-                .spawn_scoped(scope, move || receive_pages(ours, version, writer, progress))
+                .spawn_scoped(scope, move || {
+                    receive_pages(ours, version, writer, progress, || look.pending())
+                })
                 .map_err(AgentError::io("cannot start a thread"))?;
             let mut sink = Some(sink);
             let mut committed = None;
@@ -211,9 +251,9 @@ impl Dump<'_> {
                 Ok(())
             });
             match (dumped, committed) {
-                (Ok(()), Some(manifest)) => Ok(manifest),
+                (Ok(()), Some(committed)) => Ok(committed),
                 (Ok(()), None) => Err(AgentError::NoCommit),
-                (Err(error), Some(manifest)) => {
+                (Err(error), Some(Committed { manifest, .. })) => {
                     Err(AgentError::AfterCommit { checkpoint: manifest.id, reason: error.to_string() })
                 }
                 // A sink that failed has closed CRIU's socket; its reason says more than CRIU's broken pipe.
@@ -241,8 +281,9 @@ impl Dump<'_> {
     }
 
     /// Called while the tree is frozen and all images are written. Returns when the checkpoint exists.
-    fn commit(&self, received: ReceivedPages, streams: &[ExternalStream]) -> Result<Manifest, AgentError> {
-        let images = DumpedImages::read(&self.work.images(), &received.entries)?;
+    fn commit(&self, received: ReceivedPages, streams: &[ExternalStream]) -> Result<Committed, AgentError> {
+        let pending = received.taken_pages();
+        let images = DumpedImages::read(&self.work.images(), &received.entries, &received.taken)?;
         let meta = CheckpointMeta {
             vmas: images.vmas,
             tasks: images.tasks,
@@ -250,7 +291,8 @@ impl Dump<'_> {
             streams: streams.to_vec(),
             bundle: images.bundle,
         };
-        Ok(self.agent.block_on(received.pages.commit(meta))?)
+        let manifest = self.agent.block_on(received.pages.commit(meta))?;
+        Ok(Committed { manifest, pending })
     }
 }
 

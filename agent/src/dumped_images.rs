@@ -7,9 +7,10 @@ use criu_rpc::{ImageDir, PageObject, images::PagemapEntry};
 use lazy_pages::{
     format::{ObjectId, Task, Vma, bundle},
     units::{PAGE_SIZE, VirtAddr},
+    writer::TakenOver,
 };
 
-use crate::error::AgentError;
+use crate::{error::AgentError, pagemap};
 
 /// What CRIU wrote beside the pages, read while the tree is frozen.
 pub struct DumpedImages {
@@ -22,10 +23,12 @@ pub struct DumpedImages {
 }
 
 impl DumpedImages {
-    /// Reads the images and completes them with the page maps of a lazy restore: CRIU leaves those to its page server.
+    /// Reads the images and completes them with the page maps of a lazy restore: CRIU leaves those to its page server. In
+    /// them are the pages CRIU sent and those taken over from the parent.
     pub fn read(
         path: &Path,
         entries: &HashMap<PageObject, (u32, Vec<PagemapEntry>)>,
+        taken: &HashMap<ObjectId, Vec<TakenOver>>,
     ) -> Result<Self, AgentError> {
         let directory = ImageDir::open(path)?;
         let mut tasks = Vec::new();
@@ -51,8 +54,11 @@ impl DumpedImages {
             });
         }
         for (object, (pages_id, entries)) in entries {
-            agree(*object, entries, vmas.get(&object_id(*object)).map_or(&[], Vec::as_slice))?;
-            directory.write_pagemap(*object, *pages_id, entries)?;
+            let areas = vmas.get(&object_id(*object)).map_or(&[][..], Vec::as_slice);
+            let taken = taken.get(&object_id(*object)).map_or(&[][..], Vec::as_slice);
+            let entries = pagemap::with_taken_over(entries, taken, areas);
+            agree(*object, &entries, areas)?;
+            directory.write_pagemap(*object, *pages_id, &entries)?;
         }
         let files = fs::read_dir(path).map_err(AgentError::path("read", path))?;
         let mut archive = Vec::new();

@@ -8,9 +8,10 @@ use lazy_pages::{
     format::bundle::BundleError,
     ids::{AppId, CheckpointId},
     reader::ReadError,
+    server::SnapshotError,
     store::StoreError,
     verify::VerifyError,
-    writer::WriteError,
+    writer::{ParentError, WriteError},
 };
 
 /// Why an operation of the agent failed. Nothing it says happened is guessed: a checkpoint that fails leaves the process
@@ -29,11 +30,43 @@ pub enum AgentError {
         /// The pid asked for.
         pid: u32,
     },
-    /// Pages of the process are still on their way; a dump now would lose them.
-    #[error("pid {pid} is still being restored: some of its pages have not arrived yet")]
+    /// Memory of the process is served through userfaultfd, but not by a page server of this program; a dump would lose the
+    /// pages that have not arrived.
+    #[error(
+        "memory of pid {pid} is served through userfaultfd by a program other than this: pages that have not arrived would be lost"
+    )]
     StillLazy {
         /// The task that waits for pages.
         pid: u32,
+    },
+    /// Pages of the tree still arrive from a checkpoint of another application.
+    #[error("pid {pid} is still being restored as {served}, and cannot be checkpointed as {asked} yet")]
+    OtherApplication {
+        /// The pid asked for.
+        pid: u32,
+        /// Whose checkpoint it is restored from.
+        served: AppId,
+        /// Whose checkpoint it was to be.
+        asked: AppId,
+    },
+    /// The process was restored between the first look at it and the freeze.
+    #[error("pid {pid} was being restored when the checkpoint began")]
+    RestoredMeanwhile {
+        /// The task that waits for pages.
+        pid: u32,
+    },
+    /// Pages of the tree still arrive, and where they belong is not known for certain.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The checkpoint that pages of the tree still arrive from cannot be built on.
+    #[error("pages of the tree still arrive from checkpoint {checkpoint}, which cannot be used in {store}")]
+    Served {
+        /// The checkpoint it is restored from.
+        checkpoint: CheckpointId,
+        /// The store the new checkpoint was to be in.
+        store: String,
+        /// Why not.
+        source: Box<ParentError>,
     },
     /// A pid that the restored tree needs belongs to somebody else.
     #[error("pid {pid} is taken by {by}, and the restored tree needs it")]
@@ -167,6 +200,10 @@ impl AgentError {
             Self::NoSuchProcess { .. } => "no-such-process",
             Self::ContainsAgent { .. } => "contains-agent",
             Self::StillLazy { .. } => "still-lazy",
+            Self::OtherApplication { .. } => "other-application",
+            Self::RestoredMeanwhile { .. } => "restored-meanwhile",
+            Self::Snapshot(_) => "snapshot",
+            Self::Served { .. } => "served-checkpoint",
             Self::PidTaken { .. } => "pid-taken",
             Self::NoCheckpoint { .. } => "no-checkpoint",
             Self::UnknownCheckpoint { .. } => "unknown-checkpoint",
@@ -201,6 +238,10 @@ impl AgentError {
                 Some(error)
             }
             Self::Write(WriteError::Store(error)) => Some(error),
+            Self::Served { source, .. } => match &**source {
+                ParentError::Store(error) | ParentError::Catalog(CatalogError::Store(error)) => Some(error),
+                _ => None,
+            },
             _ => None,
         }
     }
@@ -215,7 +256,17 @@ impl AgentError {
                 "checkpoint the workload itself, not the shell or service that runs this"
             }
             Self::StillLazy { .. } => {
-                "wait until its pages are there (`restore --wait-resident` says when), then retry"
+                "if another program restores it, wait until that is done, then retry; a program that uses userfaultfd itself cannot be checkpointed"
+            }
+            Self::OtherApplication { served, .. } => {
+                return Some(format!("use `--app {served}`, or wait until its pages are there, then retry"));
+            }
+            Self::RestoredMeanwhile { .. } => "retry: it can be checkpointed although it is being restored",
+            Self::Snapshot(_) => "wait until its pages are there, then retry",
+            Self::Served { source, .. }
+                if matches!(**source, ParentError::Catalog(CatalogError::UnknownCheckpoint { .. })) =>
+            {
+                "use the store it is restored from, or wait until its pages are there, then retry"
             }
             Self::PidTaken { .. } => {
                 "end that process, or restore on another machine or in another pid namespace"

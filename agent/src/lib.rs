@@ -5,6 +5,7 @@
 //! that nothing is ever lost: see [`checkpoint`] for what every crash leaves behind.
 
 mod agent;
+mod arriving;
 pub mod capabilities;
 pub mod checkpoint;
 mod dumped_images;
@@ -13,11 +14,13 @@ mod host;
 pub mod launch;
 mod page_server;
 mod page_sink;
+mod pagemap;
 mod progress;
 pub mod restore;
 pub mod settings;
 pub mod supervise;
 mod tree;
+mod userfault;
 mod workdir;
 
 pub use self::{

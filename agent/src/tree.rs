@@ -1,11 +1,11 @@
-//! The process tree before it is frozen, as `/proc` shows it: who is in it, whether it can be dumped now, and which of its
-//! descriptors lead to the outside.
+//! The process tree as `/proc` shows it: who is in it, and which of its descriptors lead to the outside.
 //!
-//! All of this is read from running processes, so it can be out of date a moment later. It is used to refuse early, with
-//! a clear reason, and to name streams; nothing that a checkpoint's correctness depends on comes from here.
+//! What is read from running processes can be out of date a moment later. It is used to refuse early, with a clear
+//! reason, and to name streams. A checkpoint's correctness depends on it only where the tree was read while frozen; see
+//! [`arriving`](crate::arriving).
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     fs,
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::PathBuf,
@@ -19,7 +19,17 @@ use crate::error::AgentError;
 #[derive(Debug)]
 pub struct Tree {
     root: u32,
-    pids: BTreeSet<u32>,
+    tasks: BTreeMap<u32, Identity>,
+}
+
+/// Tells a task from what it was before: it changes when the pid is given to another process, when the task executes
+/// another program, and when CRIU has made it what a checkpoint says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// When it was started, in clock ticks since the machine was.
+    started: u64,
+    /// Addresses of its code and stack, which execve(2) and CRIU's PR_SET_MM set, and nobody else.
+    layout: [u64; 3],
 }
 
 impl Tree {
@@ -34,55 +44,50 @@ impl Tree {
             return Err(gone());
         }
         let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+        let mut identities = HashMap::new();
         for pid in all_pids() {
             if let Some(stat) = read_stat(pid) {
                 children.entry(stat.parent).or_default().push(pid);
+                identities.insert(pid, stat.identity);
             }
         }
-        let mut pids = BTreeSet::new();
+        let mut tasks = BTreeMap::new();
         let mut queue = vec![root];
         while let Some(pid) = queue.pop() {
-            if pids.insert(pid) {
+            if let Some(identity) = identities.remove(&pid) {
+                tasks.insert(pid, identity);
                 queue.extend(children.remove(&pid).unwrap_or_default());
             }
         }
-        if pids.contains(&std::process::id()) {
+        if !tasks.contains_key(&root) {
+            return Err(gone());
+        }
+        if tasks.contains_key(&std::process::id()) {
             return Err(AgentError::ContainsAgent { pid: root });
         }
-        Ok(Self { root, pids })
+        Ok(Self { root, tasks })
+    }
+
+    /// Its root.
+    pub fn root(&self) -> u32 {
+        self.root
+    }
+
+    /// Its tasks, zombies included, and who they are.
+    pub fn tasks(&self) -> &BTreeMap<u32, Identity> {
+        &self.tasks
     }
 
     /// Whether its root's session was started by somebody outside, as with a job of a shell.
     pub fn session_is_outside(&self) -> bool {
-        read_stat(self.root).is_some_and(|stat| !self.pids.contains(&stat.session))
-    }
-
-    /// Refuses a tree in which some memory is still served by userfaultfd: CRIU would dump its missing pages as if they
-    /// had never been there, and report success.
-    ///
-    /// # Errors
-    /// [`AgentError::StillLazy`].
-    pub fn refuse_while_lazy(&self) -> Result<(), AgentError> {
-        // `um` marks an area registered for missing pages (Documentation/filesystems/proc.rst). The flag goes away when
-        // the page server closes its descriptor, which it does when the last page is there.
-        for &pid in &self.pids {
-            let Ok(smaps) = fs::read_to_string(format!("/proc/{pid}/smaps")) else { continue };
-            let armed = |line: &str| {
-                line.strip_prefix("VmFlags:")
-                    .is_some_and(|flags| flags.split_ascii_whitespace().any(|flag| flag == "um"))
-            };
-            if smaps.lines().any(armed) {
-                return Err(AgentError::StillLazy { pid });
-            }
-        }
-        Ok(())
+        read_stat(self.root).is_some_and(|stat| !self.tasks.contains_key(&stat.session))
     }
 
     /// Pipes and terminals at standard input, output and error of any task that lead out of the tree.
     pub fn external_streams(&self) -> Vec<ExternalStream> {
         let mut pipes: BTreeMap<u64, PipeUse> = BTreeMap::new();
         let mut terminals: BTreeMap<String, u32> = BTreeMap::new();
-        for &pid in &self.pids {
+        for &pid in self.tasks.keys() {
             for (fd, path) in descriptors(pid) {
                 let Ok(meta) = fs::metadata(&path) else { continue };
                 if meta.file_type().is_fifo() && is_anonymous_pipe(&path) {
@@ -185,6 +190,7 @@ struct Stat {
     state: char,
     parent: u32,
     session: u32,
+    identity: Identity,
 }
 
 /// Reads `/proc/PID/stat`; see proc_pid_stat(5). The command may contain anything, so fields start after the last `)`.
@@ -196,7 +202,10 @@ fn read_stat(pid: u32) -> Option<Stat> {
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
     let session = fields.nth(1)?.parse().ok()?;
-    Some(Stat { command, state, parent, session })
+    // Fields 22, 26, 27 and 28; the session is field 6.
+    let mut number = |skip| fields.nth(skip)?.parse().ok();
+    let identity = Identity { started: number(15)?, layout: [number(3)?, number(0)?, number(0)?] };
+    Some(Stat { command, state, parent, session, identity })
 }
 
 #[cfg(test)]
@@ -224,7 +233,7 @@ mod tests {
         let outside = tree.session_is_outside();
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(tree.pids.len(), 1);
+        assert_eq!(tree.tasks.len(), 1);
         assert_eq!(streams, [ExternalStream { key: format!("pipe:[{inode}]"), stdio: 1 }]);
         assert!(outside, "its session is this test's");
     }

@@ -4,9 +4,10 @@ mod common;
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    time::Duration,
+    process::Stdio,
 };
 
 use common::{Fixture, LIMIT, intact, text};
@@ -91,20 +92,36 @@ fn a_taken_pid_is_refused_by_name() {
     intact(&workload);
 }
 
+/// A program that serves memory of its own through userfaultfd (323 on x86-64), and says when it does.
+const OWN_USERFAULTFD: &str = "
+import ctypes, fcntl, mmap, struct, time
+fd = ctypes.CDLL(None).syscall(323, 0)
+fcntl.ioctl(fd, 0xc018aa3f, struct.pack('QQQ', 0xaa, 0, 0))
+area = mmap.mmap(-1, 65536, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+address = ctypes.addressof(ctypes.c_char.from_buffer(area))
+fcntl.ioctl(fd, 0xc020aa00, struct.pack('QQQQ', address, 65536, 1, 0))
+print('ready', flush=True)
+time.sleep(1000)
+";
+
 #[test]
-fn a_process_whose_pages_are_still_arriving_is_refused() {
-    let fixture = Fixture::s3();
-    let workload = heap("64");
-    fixture.checkpoint("app", &workload);
-    let faults = &fixture.server.as_ref().unwrap().faults;
-    faults.delay_answers(Duration::from_millis(500));
-    fixture.restore("app", "lazy-storage");
-    let error = fixture.refused(&["checkpoint", "--app", "app", "--pid", &workload.pid().to_string()]);
-    assert_eq!(error["reason"], "still-lazy");
-    faults.delay_answers(Duration::ZERO);
-    intact(&workload);
-    process::wait_resident(workload.pid(), LIMIT).unwrap();
-    fixture.checkpoint("app", &workload);
+fn memory_that_somebody_else_serves_is_refused() {
+    let fixture = Fixture::local();
+    let mut command = std::process::Command::new("/usr/bin/python3");
+    command.args(["-c", OWN_USERFAULTFD]).stdout(Stdio::piped());
+    let mut program = command.spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(program.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
+    assert_eq!(said, "ready\n");
+    let pid = program.id();
+    let error = fixture.refused(&["checkpoint", "--app", "app", "--pid", &pid.to_string()]);
+    let state = process::state(pid as i32);
+    program.kill().unwrap();
+    program.wait().unwrap();
+    assert_eq!(error["reason"], "still-lazy", "{error}");
+    assert_eq!(error["left"], format!("process {pid} runs on"));
+    assert_eq!(state, Some('S'), "it goes on sleeping");
+    assert_eq!(fixture.objects(), [""; 0], "nothing was written");
 }
 
 #[test]

@@ -48,7 +48,9 @@ pub enum PageObject {
 /// What CRIU sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
-    /// The next pages belong to this object.
+    /// The next pages belong to this object. CRIU waits, and looks at none of its pages, until [`PageStream::next`] is
+    /// called again. The first object, be it a task's or shared, is opened when every task is frozen and no private page
+    /// of any of them has been looked at.
     Open(PageObject),
     /// `pages` pages from `vaddr`; their bytes are to be read with [`PageStream::read_pages`] before the next record.
     Pages {
@@ -113,6 +115,8 @@ pub enum PageStreamError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     BeforeFirstObject,
+    /// CRIU has opened an object and waits for an answer.
+    AnswerOwed,
     InObject,
     /// So many bytes of the current record have not been read.
     InPages(u64),
@@ -145,6 +149,11 @@ impl<S: Read + Write> PageStream<S> {
         match self.state {
             State::InPages(_) => return Err(PageStreamError::OutOfOrder("pages are left to be read")),
             State::StatusOwed => return Err(PageStreamError::OutOfOrder("criu waits for a status")),
+            State::AnswerOwed => {
+                // No: pages of a parent are never left out.
+                self.socket.write_all(&[0])?;
+                self.state = State::InObject;
+            }
             _ => {}
         }
         let mut buffer = [0; WIDE_RECORD];
@@ -159,9 +168,7 @@ impl<S: Read + Write> PageStream<S> {
             (_, State::Finished) => Err(PageStreamError::UnexpectedCommand { command, flags }),
             (OPEN2, _) => {
                 let object = parse_object(object)?;
-                // No: pages of a parent are never left out.
-                self.socket.write_all(&[0])?;
-                self.state = State::InObject;
+                self.state = State::AnswerOwed;
                 Ok(Record::Open(object))
             }
             (ADD_F, State::BeforeFirstObject) => Err(PageStreamError::NoObject),

@@ -4,7 +4,7 @@ mod common;
 
 use std::{
     fs,
-    os::unix::{net::UnixStream, process::CommandExt},
+    os::unix::{fs::FileExt, net::UnixStream, process::CommandExt},
     process::{Command, Stdio},
     sync::{Arc, Mutex},
     thread,
@@ -13,7 +13,7 @@ use std::{
 
 use common::{Workload, criu, directory, page_server, private_memory, receive, signal, wait_until};
 use criu_rpc::{
-    Cause, CriuError, DumpOptions, ImageDir, Notification, PageObject, PageStream, PageStreamError,
+    Cause, CriuError, DumpOptions, ImageDir, Notification, PageObject, PageStream, PageStreamError, Record,
     images::DescriptorKind,
 };
 use criu_sys::process::{Isolation, isolate};
@@ -73,6 +73,63 @@ fn every_page_that_arrives_is_what_the_process_held() {
     assert!(!images.join(format!("pagemap-{}.img", workload.pid)).exists(), "no page touched a file");
     let statistics = image_dir.dump_statistics().unwrap();
     assert!(statistics.pages_written as usize >= task.len(), "{statistics:?}");
+}
+
+#[test]
+fn no_page_is_looked_at_before_its_object_is_answered() {
+    let scratch = tempfile::tempdir().unwrap();
+    let images = directory(scratch.path(), "images");
+    let criu = criu();
+    let workload = Workload::start(10, scratch.path(), None);
+    let pid = workload.pid;
+    // The end of the heap: memory the process has never touched, and CRIU comes to early. A page for each of two openings.
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let heap = maps.lines().find(|line| line.ends_with("[heap]")).unwrap();
+    let end = heap.split(['-', ' ']).nth(1).unwrap();
+    let untouched = u64::from_str_radix(end, 16).unwrap() - 2 * 4096;
+    let mut entries = [0; 16];
+    let pagemap = fs::File::open(format!("/proc/{pid}/pagemap")).unwrap();
+    pagemap.read_exact_at(&mut entries, untouched / 4096 * 8).unwrap();
+    for entry in entries.as_chunks::<8>().0 {
+        assert_eq!(u64::from_ne_bytes(*entry) >> 62, 0, "it is neither present nor swapped");
+    }
+
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let version = criu.version().unwrap();
+    let receiver = thread::spawn(move || {
+        let memory = fs::OpenOptions::new().write(true).open(format!("/proc/{pid}/mem")).unwrap();
+        let mut stream = PageStream::new(ours, version);
+        let (mut opened, mut seen) = (Vec::new(), Vec::new());
+        loop {
+            match stream.next().unwrap() {
+                Record::Open(object) => {
+                    // Longer than CRIU takes to look through so little memory.
+                    thread::sleep(Duration::from_millis(300));
+                    assert!(common::state(pid).contains('t'), "it is held");
+                    let address = untouched + opened.len() as u64 * 4096;
+                    memory.write_all_at(&[0xA5; 4096], address).unwrap();
+                    opened.push(object);
+                }
+                Record::Pages { vaddr, pages, .. } => {
+                    let mut bytes = vec![0; pages as usize * 4096];
+                    stream.read_pages(&mut bytes).unwrap();
+                    let made = (vaddr..).step_by(4096).zip(bytes.chunks(4096));
+                    seen.extend(made.filter(|(_, page)| *page == [0xA5; 4096]).map(|(address, _)| address));
+                }
+                Record::Close => break,
+                Record::End => panic!("end before close"),
+            }
+        }
+        stream.finish(0).unwrap();
+        (opened, seen)
+    });
+    let options = DumpOptions::new(pid, &images).leave_running(true).page_server(theirs);
+    criu.dump(options, &mut |_| Ok(())).unwrap();
+    let (opened, seen) = receiver.join().unwrap();
+    // The memfd comes first, so the page made then shows that no private page was looked at even before.
+    assert!(matches!(opened[..], [PageObject::Shared(_), PageObject::Task(_)]), "{opened:?}");
+    assert_eq!(seen, [untouched, untouched + 4096]);
+    workload.assert_runs();
 }
 
 #[test]

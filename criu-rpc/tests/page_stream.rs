@@ -175,6 +175,19 @@ fn calls_out_of_order_are_refused_and_change_nothing() {
 }
 
 #[test]
+fn an_opened_object_is_answered_only_with_the_following_call() {
+    let mut script = Script::new(conversation(WIDE));
+    let mut stream = PageStream::new(&mut script, WIDE);
+    assert_eq!(stream.next().unwrap(), Record::Open(PageObject::Task(77)));
+    assert_eq!(script.answers, [0; 0]);
+    script.position = 0;
+    let mut stream = PageStream::new(&mut script, WIDE);
+    stream.next().unwrap();
+    stream.next().unwrap();
+    assert_eq!(script.answers, [0]);
+}
+
+#[test]
 fn pages_before_any_object_are_refused() {
     let mut script = Script::new(record(WIDE, ADD_F, 4, 1, 0x1000, 1 << 8 | 1));
     let error = PageStream::new(&mut script, WIDE).next().unwrap_err();

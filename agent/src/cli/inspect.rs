@@ -229,8 +229,12 @@ pub fn delete(typed: &Delete, global: &Global, output: Output) -> Result<(), Age
 
 /// What `checkpoint` tells a person.
 pub fn describe_checkpoint(report: &CheckpointReport) -> String {
+    let pending = match report.pages.pending {
+        0 => String::new(),
+        pages => format!(", {pages} had not arrived"),
+    };
     format!(
-        "checkpoint {} of {}: frozen {:.0} ms, {:.0} ms in all; {} of memory, {} uploaded ({} pages stored, {} unchanged, {} zero); the process is {}",
+        "checkpoint {} of {}: frozen {:.0} ms, {:.0} ms in all; {} of memory, {} uploaded ({} pages stored, {} unchanged, {} zero{pending}); the process is {}",
         report.checkpoint,
         report.app,
         report.frozen_ms,

@@ -241,11 +241,12 @@ pub struct ExternalStream {
 /// How a checkpoint was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Statistics {
-    /// Pages received from the frozen tree. Memory it never touched is in zero runs, but not counted.
+    /// Pages received from the frozen tree, and pages taken over from the parent because they had not arrived in it.
+    /// Memory it never touched is in zero runs, but not counted.
     pub pages_total: u64,
     /// Pages of these that were all zero.
     pub pages_zero: u64,
-    /// Pages found in the parent, by hash.
+    /// Pages found in the parent, by hash, and those taken over.
     pub pages_unchanged: u64,
     /// Pages in frames this checkpoint wrote.
     pub pages_stored: u64,

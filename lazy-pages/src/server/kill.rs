@@ -76,9 +76,12 @@ fn uffds(journal: &Journal) -> Vec<RawFd> {
     for record in journal.records_so_far() {
         match record {
             Record::Task { space, uffd, .. } | Record::Fork { space, uffd, .. } => {
-                drop(spaces.insert(space, uffd))
+                let _ = spaces.insert(space, uffd);
             }
-            Record::Closed { space } => drop(spaces.remove(&space)),
+
+            Record::Closed { space } => {
+                let _ = spaces.remove(&space);
+            }
             Record::Foreign { uffd } => others.push(uffd),
             Record::Remap { .. }
             | Record::Remove { .. }

@@ -35,7 +35,7 @@ pub enum WriteError {
     /// An object came twice.
     #[error("the pages of {0:?} came twice")]
     ObjectTwice(ObjectId),
-    /// A page came twice.
+    /// A page came twice, or was to be taken over twice.
     #[error("the page of {object:?} at {page} came twice")]
     PageTwice {
         /// Whose.
@@ -43,9 +43,20 @@ pub enum WriteError {
         /// The page.
         page: VirtAddr,
     },
-    /// Areas were given for an object whose pages never came.
-    #[error("there are areas of {0:?}, but it was never opened")]
+    /// Areas or the parent's pages were given for an object that was not opened.
+    #[error("there are areas or pages of {0:?}, but it was never opened")]
     NeverOpened(ObjectId),
+    /// Pages were to be taken over, and there is nothing to take them from.
+    #[error("pages of {0:?} are to be taken over from a parent, and there is none")]
+    NoParent(ObjectId),
+    /// A page was to be taken over that the parent knows nothing of.
+    #[error("the page of {object:?} at {page} is to be taken over from the parent, which does not know it")]
+    NotInParent {
+        /// Whose, in the parent.
+        object: ObjectId,
+        /// The page.
+        page: VirtAddr,
+    },
     /// No pages, or pages beyond the end of the address range.
     #[error("{pages} pages from {address} are none, or leave the address range")]
     AddressRange {

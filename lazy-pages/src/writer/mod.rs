@@ -12,6 +12,8 @@
 //!   it done; the checkpoint then exists and is complete.
 //! - Memory is bounded: the pool of windows, the packs being sent, and 16 bytes of hash and about one run for each
 //!   stretch of pages.
+//! - Pages that are not in the frozen tree yet can be taken over from the parent ([`SealedPages::inherit`]); what was
+//!   received wins.
 //! - A slow store makes [`CheckpointWriter::buffer`] wait, hence CRIU, whose tree stays frozen until all is durable
 //!   anyway.
 //! - The first failure, of an upload say, is remembered; every call after it returns it.
@@ -20,6 +22,7 @@
 
 mod commit;
 mod error;
+mod inherit;
 mod packer;
 mod parent;
 mod seal;
@@ -35,6 +38,7 @@ use tokio::runtime::Handle;
 pub use self::{
     commit::{CheckpointMeta, SealedPages},
     error::WriteError,
+    inherit::{ParentPages, TakenOver},
     parent::{Parent, ParentError},
 };
 use self::{

@@ -35,6 +35,7 @@ pub(super) struct Packed {
     pub counts: Counts,
 }
 
+/// Pages received or taken over from the parent.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub total: u64,
@@ -49,6 +50,23 @@ pub(super) struct Pages {
     pub pieces: Vec<Piece>,
     /// Of all pages that are not zero, in the order of `pieces`.
     pub hashes: Vec<PageHash>,
+}
+
+impl Pages {
+    /// Notes a page, in the piece noted last if it continues that. `hash` is the position of its hash, or of the next
+    /// one if it is zero.
+    pub fn note(&mut self, page: u64, lazy: bool, place: Place, hash: usize) {
+        match self.pieces.last_mut() {
+            Some(last)
+                if last.page + last.pages == page
+                    && last.lazy == lazy
+                    && last.place.skip(last.pages) == place =>
+            {
+                last.pages += 1;
+            }
+            _ => self.pieces.push(Piece { page, pages: 1, lazy, place, hash }),
+        }
+    }
 }
 
 /// Pages next to each other that come from the same place.
@@ -201,10 +219,10 @@ impl Packer {
 
     /// Notes what became of each page; `stored_at` tells where the n-th stored page of the window is.
     fn record(&mut self, window: &Window, stored_at: impl Fn(u32) -> Place) {
-        let Pages { pieces, hashes } = &mut self.result.objects[window.object];
+        let pages = &mut self.result.objects[window.object];
         let counts = &mut self.result.counts;
         let mut stored = 0;
-        let mut hash = hashes.len();
+        let mut hash = pages.hashes.len();
         for (page, fate) in window.pages.iter().zip(&window.fates) {
             counts.total += 1;
             let place = match *fate {
@@ -220,19 +238,10 @@ impl Packer {
                     stored += 1;
                 }
             }
-            match pieces.last_mut() {
-                Some(last)
-                    if last.page + last.pages == *page
-                        && last.lazy == window.lazy
-                        && last.place.skip(last.pages) == place =>
-                {
-                    last.pages += 1;
-                }
-                _ => pieces.push(Piece { page: *page, pages: 1, lazy: window.lazy, place, hash }),
-            }
+            pages.note(*page, window.lazy, place, hash);
             hash += usize::from(*fate != Fate::Zero);
         }
-        hashes.extend_from_slice(&window.hashes);
+        pages.hashes.extend_from_slice(&window.hashes);
     }
 
     /// Lets the few pages of a sparse window share a frame with those before and after it.

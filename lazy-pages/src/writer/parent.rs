@@ -79,7 +79,7 @@ impl Parent {
         &self.lease
     }
 
-    /// A cursor over the stored pages of `object`, for looking up ascending addresses.
+    /// A cursor over the pages of `object`, for looking up ascending addresses.
     pub(super) fn pages_of(&self, object: ObjectId) -> Option<PagesOf<'_>> {
         let index = self.index.get(&object)?;
         let runs = &self.manifest.objects[index.object].runs;
@@ -104,7 +104,7 @@ fn index(manifest: &Manifest) -> HashMap<ObjectId, Index> {
     index
 }
 
-/// Stored pages of one object.
+/// Pages of one object.
 pub(super) struct PagesOf<'p> {
     runs: &'p [Run],
     hashes_before: &'p [u64],
@@ -112,8 +112,14 @@ pub(super) struct PagesOf<'p> {
     at: Option<usize>,
 }
 
+/// What the parent says of a page.
+pub(super) enum KnownPage {
+    Zero,
+    Stored(StoredPage),
+}
+
 /// A page the parent stores.
-pub(super) struct KnownPage {
+pub(super) struct StoredPage {
     pub hash: PageHash,
     /// Position in the parent's frames.
     pub frame: u32,
@@ -133,13 +139,13 @@ impl PagesOf<'_> {
         }
         self.at = Some(at);
         let run = self.runs.get(at).filter(|run| run.start.page() <= page)?;
-        let Source::Stored { frame, first, .. } = run.source else { return None };
+        let Source::Stored { frame, first, .. } = run.source else { return Some(KnownPage::Zero) };
         let inside = page - run.start.page();
         let number = (self.hashes_before[at] + inside) as usize;
         let (hashes, _) = self.hashes.as_chunks::<{ PageHash::BYTES }>();
         // The manifest's rules make the blob as long as there are stored pages.
         let hash = PageHash(hashes[number]);
-        Some(KnownPage { hash, frame: frame.0, page: first + inside as u32 })
+        Some(KnownPage::Stored(StoredPage { hash, frame: frame.0, page: first + inside as u32 }))
     }
 }
 

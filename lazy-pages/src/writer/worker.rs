@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::{
     Parent,
+    parent::KnownPage,
     upload::Uploads,
     window::{Fate, Packed, Window},
 };
@@ -91,9 +92,11 @@ fn sort(window: &mut Window, parent: Option<&Parent>) {
     let present = pages.iter().zip(fates).filter(|(_, fate)| **fate == Fate::Stored);
     let mut stored = 0;
     for (at, ((page, fate), hash)) in present.zip(hashes).enumerate() {
-        match known.find(*page).filter(|known| known.hash == *hash) {
-            Some(same) => *fate = Fate::Unchanged { frame: same.frame, page: same.page },
-            None => {
+        match known.find(*page) {
+            Some(KnownPage::Stored(known)) if known.hash == *hash => {
+                *fate = Fate::Unchanged { frame: known.frame, page: known.page };
+            }
+            _ => {
                 stored_hashes.push(*hash);
                 move_page(bytes, at, stored);
                 stored += 1;

@@ -3,5 +3,6 @@
 mod damage;
 mod deletion;
 mod failures;
+mod inherit;
 mod roundtrip;
 mod support;
