@@ -276,6 +276,11 @@ impl Dump<'_> {
             .shell_job(self.tree.session_is_outside())
             .file_locks(true)
             .link_remap(true);
+        // Only where packets have to be held back: to prepare the lock takes more of the kernel than not to have one.
+        let options = match self.request.tcp_established {
+            true => options.network_lock(host::network_lock()),
+            false => options,
+        };
         let terminals = streams.iter().filter(|stream| stream.key.starts_with("tty["));
         terminals.fold(options, |options, terminal| options.external(terminal.key.clone()))
     }

@@ -1,8 +1,8 @@
-//! Facts about this machine that a checkpoint records and a restore compares.
+//! Facts about this machine: those a checkpoint records and a restore compares, and what its network is locked with.
 
-use std::fs;
+use std::{env, fs};
 
-use criu_rpc::Version;
+use criu_rpc::{NetworkLock, Version};
 use lazy_pages::format::Host;
 
 use crate::error::AgentError;
@@ -64,6 +64,16 @@ fn cpu_features() -> Vec<String> {
     let line = info.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));
     let flags = line.and_then(|line| line.split_once(':')).map(|(_, flags)| flags).unwrap_or_default();
     flags.split_ascii_whitespace().map(str::to_owned).collect()
+}
+
+/// How CRIU is to hold back packets of the TCP connections that it dumps: with the iptables programs where they are
+/// installed, which is its default, otherwise with nftables, for which it needs no program.
+pub fn network_lock() -> NetworkLock {
+    let folders = env::var_os("PATH").unwrap_or_default();
+    match env::split_paths(&folders).any(|folder| folder.join("iptables-restore").is_file()) {
+        true => NetworkLock::Iptables,
+        false => NetworkLock::Nftables,
+    }
 }
 
 #[cfg(test)]
