@@ -1,10 +1,12 @@
 //! The system calls the workloads are made of: odd mappings, `fork`, the program break, and spawning a process in a
-//! session of its own. The only unsafe code of this crate.
+//! session of its own; and an allocator that counts. The only unsafe code of this crate.
 //!
 //! What always holds: a [`Mapping`] is the only owner of its range and hands out no plain references into it, only
 //! copies of pages and atomics, so nothing here depends on memory staying as it is. Touching a page whose protection
 //! forbids it kills the process with SIGSEGV, which for a workload under test is the right answer.
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{Error, Result};
 use std::ops::Range;
@@ -277,4 +279,58 @@ pub fn in_own_session(command: &mut Command) -> &mut Command {
     };
     // SAFETY: the closure makes only async-signal-safe system calls and does not allocate.
     unsafe { command.pre_exec(prepare) }
+}
+
+/// The system's allocator, which counts what each thread has; see [`peak_memory`].
+#[derive(Debug)]
+pub struct MeteredAllocator;
+
+thread_local! {
+    /// Bytes this thread has now, and the most it had since that was reset. What another thread frees makes it negative.
+    static METER: Cell<(isize, isize)> = const { Cell::new((0, 0)) };
+}
+
+fn meter(more: isize) {
+    // It is gone when a thread ends; then nobody asks any more.
+    let _ = METER.try_with(|meter| {
+        let (now, peak) = meter.get();
+        meter.set((now + more, peak.max(now + more)));
+    });
+}
+
+// SAFETY: every call goes on to the system's allocator as it came. Counting allocates nothing: the cell is initialised
+// at compile time and has no destructor.
+unsafe impl GlobalAlloc for MeteredAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        meter(layout.size() as isize);
+        // SAFETY: the caller's promises are the ones asked for here.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        meter(layout.size() as isize);
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        meter(-(layout.size() as isize));
+        // SAFETY: as above.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        meter(size as isize - layout.size() as isize);
+        // SAFETY: as above.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+/// Does `work`, and gives the most bytes that this thread had allocated meanwhile beyond those it had before; always 0
+/// when [`MeteredAllocator`] is not the program's allocator.
+pub fn peak_memory<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    let before = METER.get().0;
+    METER.set((before, before));
+    let done = work();
+    (done, METER.get().1.saturating_sub(before).unsigned_abs())
 }

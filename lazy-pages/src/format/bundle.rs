@@ -19,6 +19,8 @@ const VERSION: u32 = 1;
 const MAX_NAME: usize = 255;
 /// Images are small and the tree is frozen while they are packed.
 const ZSTD_LEVEL: i32 = 1;
+/// What a bundle may ask of its reader before any content comes: a window of 8 MiB. [`ZSTD_LEVEL`] uses half a MiB.
+const WINDOW_LOG: u32 = 23;
 
 /// A file of a bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,8 +101,10 @@ pub fn unpack(packed: &[u8]) -> Result<Vec<File>, BundleError> {
     }
     // Grows as data comes, so a promise alone costs nothing; one byte more than promised shows that there is more.
     let mut plain = Vec::new();
-    let unpacked = zstd::Decoder::with_buffer(frame)
-        .and_then(|decoder| decoder.single_frame().take(length + 1).read_to_end(&mut plain));
+    let unpacked = zstd::Decoder::with_buffer(frame).and_then(|mut decoder| {
+        decoder.window_log_max(WINDOW_LOG)?;
+        decoder.single_frame().take(length + 1).read_to_end(&mut plain)
+    });
     unpacked.map_err(|error| BundleError::Damaged(error.to_string()))?;
     if plain.len() as u64 != length {
         return Err(damaged("it does not unpack to the promised length"));

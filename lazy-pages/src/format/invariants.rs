@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use crate::{
     format::{
         Codec, FRAME_PAGES, Manifest, MemoryMap, ObjectId, Run, Source,
+        bundle::MAX_PACKED,
         hash::PageHash,
         manifest::{FrameIndex, ManifestError},
     },
@@ -19,6 +20,19 @@ pub const MAX_PAGE: u64 = (1 << 52) - 1;
 /// Bytes in a pack at most; also keeps every offset far from overflow.
 pub const MAX_PACK: u64 = 1 << 32;
 
+/// Tasks at most: twice what Linux allows a machine by default.
+pub const MAX_TASKS: usize = 1 << 16;
+
+/// Address spaces and shared objects at most.
+pub const MAX_OBJECTS: usize = 2 * MAX_TASKS;
+
+/// Flags of a CPU at most; today's have some two hundred.
+pub const MAX_CPU_FEATURES: usize = 4096;
+
+/// Streams shared with the outside at most: each stands for one of three descriptors, under as many names as there are
+/// terminals and pipes.
+pub const MAX_STREAMS: usize = 4096;
+
 /// Characters in any text of a manifest: kernel release, CPU flag, command, stream key.
 pub const MAX_TEXT: usize = 4096;
 
@@ -30,6 +44,7 @@ type Rule = Result<(), String>;
 /// [`ManifestError::Invalid`] naming the first rule that is broken, and where.
 pub fn check(manifest: &Manifest) -> Result<(), ManifestError> {
     let rules = || -> Rule {
+        counts_are_bounded(manifest)?;
         packs_are_sorted_and_used(manifest)?;
         frames_are_sorted_and_inside_their_packs(manifest)?;
         tasks_form_a_tree(manifest)?;
@@ -51,6 +66,24 @@ pub fn check(manifest: &Manifest) -> Result<(), ManifestError> {
         texts_are_short(manifest)
     };
     rules().map_err(ManifestError::Invalid)
+}
+
+/// Tasks, objects, CPU flags and streams are not more than anybody has, and the bundle can be unpacked.
+pub fn counts_are_bounded(manifest: &Manifest) -> Rule {
+    for (count, most, what) in [
+        (manifest.tasks.len(), MAX_TASKS, "tasks"),
+        (manifest.objects.len(), MAX_OBJECTS, "objects"),
+        (manifest.host.cpu_features.len(), MAX_CPU_FEATURES, "CPU features"),
+        (manifest.streams.len(), MAX_STREAMS, "streams"),
+    ] {
+        if count > most {
+            return Err(format!("{count} {what}, {most} are allowed"));
+        }
+    }
+    if manifest.bundle.length > MAX_PACKED {
+        return Err(format!("a bundle of {} bytes, {MAX_PACKED} are allowed", manifest.bundle.length));
+    }
+    Ok(())
 }
 
 /// Packs ascend by id, are not empty nor absurdly large, and every one holds a frame.

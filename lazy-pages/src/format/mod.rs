@@ -6,6 +6,7 @@ mod hash;
 pub mod invariants;
 pub mod keys;
 mod manifest;
+mod shape;
 mod wire;
 
 pub use self::{

@@ -10,6 +10,7 @@ use crate::{
         Blob, Codec, ExternalStream, FrameEntry, FrameIndex, Host, Manifest, ManifestError, MemoryMap,
         ObjectId, PackEntry, Run, Source, Statistics, Task, Vma,
         invariants::{self, MAX_PAGE},
+        shape,
     },
     ids::{AppId, CheckpointId, InvalidId, PackId},
     units::{PAGE_SIZE, VirtAddr},
@@ -81,6 +82,7 @@ impl Manifest {
         if blake3::hash(body) != *hash {
             return Err(damaged("it does not match its hash"));
         }
+        shape::check(body).map_err(ManifestError::Damaged)?;
         let message = proto::Manifest::decode(body).map_err(|e| ManifestError::Damaged(e.to_string()))?;
         let manifest = from_proto(message)?;
         invariants::check(&manifest)?;

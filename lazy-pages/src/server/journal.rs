@@ -33,7 +33,7 @@ use crate::{
             uffd::{BATCH, Event, MESSAGE_WORDS, Uffd},
         },
     },
-    units::VirtAddr,
+    units::{PAGE_SIZE, VirtAddr},
 };
 
 /// Words of a journal: a page of header and messages, then the records.
@@ -60,6 +60,9 @@ const FIRST_NUMBER: usize = 16;
 const ERROR_LENGTH: usize = 40;
 const ERROR: usize = 41;
 const ERROR_WORDS: usize = 64;
+const CONNECTIONS: usize = 112;
+/// Connections kept open at a time. CRIU needs one; whoever opens more than this loses the oldest.
+pub const MAX_CONNECTIONS: usize = 32;
 const STAGE: usize = 256;
 const STAGE_WORDS: usize = BATCH * MESSAGE_WORDS;
 
@@ -207,11 +210,6 @@ pub enum Record {
         /// Its userfaultfd.
         uffd: RawFd,
     },
-    /// Somebody, CRIU perhaps, has connected.
-    Connection {
-        /// The socket.
-        socket: RawFd,
-    },
 }
 
 const KIND: u32 = 56;
@@ -230,12 +228,24 @@ impl Record {
             Self::Closed { space } => [kind(5, space), 0, 0, 0],
             Self::Process { pid, pidfd } => [kind(6, SpaceId(0)), u64::from(pid), pidfd as u64, 0],
             Self::Foreign { uffd } => [kind(7, SpaceId(0)), 0, uffd as u64, 0],
-            Self::Connection { socket } => [kind(8, SpaceId(0)), 0, socket as u64, 0],
         }
     }
 
+    /// `None` when it is none, or of addresses that cannot be.
     fn decode(words: [u64; RECORD_WORDS]) -> Option<Self> {
+        const ADDRESSES: u64 = 1 << 57;
         let [head, first, second, third] = words;
+        let fits = |start: u64, pages: u64| {
+            pages
+                .checked_mul(PAGE_SIZE as u64)
+                .and_then(|bytes| bytes.checked_add(start))
+                .is_some_and(|end| end <= ADDRESSES)
+        };
+        match head >> KIND {
+            3 if !fits(first, third) || !fits(second, third) => return None,
+            4 if first > second || second > ADDRESSES => return None,
+            _ => {}
+        }
         let space = SpaceId(head & ((1 << KIND) - 1));
         let uffd = second as RawFd;
         let address = VirtAddr::containing;
@@ -250,7 +260,6 @@ impl Record {
             5 => Self::Closed { space },
             6 => Self::Process { pid: first as u32, pidfd: second as RawFd },
             7 => Self::Foreign { uffd },
-            8 => Self::Connection { socket: second as RawFd },
             _ => return None,
         })
     }
@@ -374,6 +383,29 @@ impl Journal {
     /// Says where CRIU connects.
     pub fn set_listener(&self, listener: RawFd) {
         self.set(LISTENER_FD, listener as u64 + 1);
+    }
+
+    /// Sockets that are connected.
+    pub fn connections(&self) -> Vec<RawFd> {
+        let slots = CONNECTIONS..CONNECTIONS + MAX_CONNECTIONS;
+        slots.filter_map(|at| self.get(at).checked_sub(1)).map(|fd| fd as RawFd).collect()
+    }
+
+    /// Somebody, CRIU perhaps, has connected.
+    pub fn add_connection(&self, socket: RawFd) {
+        self.replace_connection(0, socket as u64 + 1);
+    }
+
+    /// A connection is about to be closed.
+    pub fn remove_connection(&self, socket: RawFd) {
+        self.replace_connection(socket as u64 + 1, 0);
+    }
+
+    fn replace_connection(&self, old: u64, new: u64) {
+        let mut slots = CONNECTIONS..CONNECTIONS + MAX_CONNECTIONS;
+        if let Some(slot) = slots.find(|&at| self.get(at) == old) {
+            self.set(slot, new);
+        }
     }
 
     /// A number.
@@ -548,6 +580,8 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn every_kind() -> Vec<Record> {
@@ -560,7 +594,6 @@ mod tests {
             Record::Closed { space },
             Record::Process { pid: 4711, pidfd: 13 },
             Record::Foreign { uffd: 14 },
-            Record::Connection { socket: 15 },
         ]
     }
 
@@ -606,6 +639,21 @@ mod tests {
     }
 
     #[test]
+    fn connections_are_known_while_they_are_open() {
+        let journal = Journal::create().unwrap();
+        (0..MAX_CONNECTIONS as RawFd).for_each(|socket| journal.add_connection(socket));
+        assert_eq!(journal.connections().len(), MAX_CONNECTIONS);
+        journal.add_connection(99);
+        assert!(!journal.connections().contains(&99), "there is no room");
+        journal.remove_connection(7);
+        journal.remove_connection(98);
+        journal.add_connection(99);
+        let known = journal.connections();
+        assert!(known.contains(&99) && known.contains(&0) && !known.contains(&7));
+        assert_eq!((journal.value(Number::Resident), journal.error()), (0, None));
+    }
+
+    #[test]
     fn a_full_journal_is_refused_for_ever() {
         let journal = Arc::new(Journal::create().unwrap());
         let mut writer = journal.writer();
@@ -623,6 +671,27 @@ mod tests {
         for records in [1, RECORDS as u64 + 1, (1 << 22) - 1] {
             journal.set(COMMIT, Commit { reads: 9, records, staged: false }.encode());
             assert!(journal.snapshot().is_err(), "{records}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_in_it_is_replayed_or_refused(words in prop::collection::vec(any::<[u64; RECORD_WORDS]>(), 0..40)) {
+            let journal = Journal::create().unwrap();
+            for (at, words) in words.iter().enumerate() {
+                let first = HEADER_WORDS + at * RECORD_WORDS;
+                for (word, value) in words.iter().enumerate() {
+                    // A kind that exists, most of the time.
+                    let value = if word == 0 { value & ((1 << KIND) - 1) & 7 | (value >> KIND & 7) << KIND } else { value >> (value % 64) };
+                    journal.set(first + word, value);
+                }
+            }
+            let records = words.len() as u64;
+            journal.set(COMMIT, Commit { reads: 0, records, staged: false }.encode());
+            if let Ok(snapshot) = journal.snapshot() {
+                let manifest = crate::server::replay::tests::manifest();
+                let _ = crate::server::replay::Replayed::new(&snapshot, &manifest);
+            }
         }
     }
 

@@ -22,10 +22,8 @@ use crate::server::{
 
 /// Closes what a dead server had accepted, so that a CRIU at the other end learns that nobody listens.
 pub fn cut_connections(journal: &Journal) {
-    for record in journal.records_so_far() {
-        if let Record::Connection { socket } = record
-            && let Ok(socket) = duplicate(socket)
-        {
+    for number in journal.connections() {
+        if let Ok(socket) = duplicate(number) {
             // Whatever has that number now was the dead server's too.
             let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
         }
@@ -83,10 +81,7 @@ fn uffds(journal: &Journal) -> Vec<RawFd> {
                 let _ = spaces.remove(&space);
             }
             Record::Foreign { uffd } => others.push(uffd),
-            Record::Remap { .. }
-            | Record::Remove { .. }
-            | Record::Process { .. }
-            | Record::Connection { .. } => {}
+            Record::Remap { .. } | Record::Remove { .. } | Record::Process { .. } => {}
         }
     }
     others.extend(spaces.into_values());

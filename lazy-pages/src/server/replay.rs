@@ -45,8 +45,6 @@ pub struct Replayed {
     pub foreign: Vec<RawFd>,
     /// Pids in the image of the tasks that registered.
     pub registered: HashSet<u32>,
-    /// Sockets that were connected; some may mean something else by now.
-    pub connections: HashSet<RawFd>,
     /// The number the next address space gets.
     pub next: u64,
 }
@@ -79,7 +77,6 @@ impl Replayed {
             Record::Closed { space } => drop(self.spaces.remove(&space)),
             Record::Process { pid, pidfd } => drop(self.processes.insert(pidfd, pid)),
             Record::Foreign { uffd } => self.foreign.push(uffd),
-            Record::Connection { socket } => drop(self.connections.insert(socket)),
         }
         Ok(())
     }
@@ -108,5 +105,143 @@ impl Replayed {
     fn add(&mut self, id: SpaceId, space: ReplayedSpace) {
         self.next = self.next.max(id.0 + 1);
         self.spaces.insert(id, space);
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        format::{Blob, Host, MemoryMap, ObjectId, Run, Source, Statistics, Task, Vma},
+        ids::CheckpointId,
+        server::page_state::Content,
+        units::VirtAddr,
+    };
+
+    const PAGES: u64 = 48;
+    const TASK: SpaceId = SpaceId(0);
+
+    /// One task with two areas, zero pages among stored ones.
+    pub fn manifest() -> Manifest {
+        let page = VirtAddr::of_page;
+        let area = |start, end| Vma {
+            start: page(start),
+            end: page(end),
+            wipe_on_fork: false,
+            dont_fork: false,
+            grows_down: false,
+        };
+        let stored = |start, pages| {
+            let source = Source::Stored { frame: crate::format::FrameIndex(0), first: 0, eager: false };
+            Run { start: page(start), pages, source }
+        };
+        let zero = |start, pages| Run { start: page(start), pages, source: Source::Zero };
+        let map = MemoryMap {
+            id: ObjectId::Task(1),
+            pages_id: 1,
+            vmas: vec![area(0, 20), area(24, PAGES)],
+            runs: vec![stored(0, 8), zero(8, 4), stored(12, 8), stored(24, 10), zero(34, 2), stored(36, 12)],
+        };
+        Manifest {
+            app: "replay".parse().unwrap(),
+            id: CheckpointId::new(),
+            parent: None,
+            created_unix_ms: 0,
+            host: Host::default(),
+            tasks: vec![Task { pid: 1, parent_pid: 0, threads: 1, dead: false, command: "task".into() }],
+            objects: vec![map],
+            packs: Vec::new(),
+            frames: Vec::new(),
+            bundle: Blob::of(&[]),
+            page_hashes: Blob::of(&[]),
+            streams: Vec::new(),
+            statistics: Statistics::default(),
+        }
+    }
+
+    /// What happens to an address space while it is served.
+    #[derive(Clone, Copy, Debug)]
+    enum Act {
+        Install { start: u64, pages: u64 },
+        Remove { start: u64, pages: u64 },
+        Remap { from: u64, to: u64, pages: u64 },
+        Fork,
+    }
+
+    fn acts() -> impl Strategy<Value = Vec<(usize, Act)>> {
+        let range = || (0..PAGES, 1..12_u64);
+        let act = prop_oneof![
+            4 => range().prop_map(|(start, pages)| Act::Install { start, pages }),
+            2 => range().prop_map(|(start, pages)| Act::Remove { start, pages }),
+            2 => (range(), 0..2 * PAGES).prop_map(|((from, pages), to)| Act::Remap { from, to, pages }),
+            1 => Just(Act::Fork),
+        ];
+        prop::collection::vec((0..3_usize, act), 0..30)
+    }
+
+    proptest! {
+        /// What a server records suffices: its successor knows the same of every page, but that pages which were filled
+        /// count as missing, from where they came.
+        #[test]
+        fn a_successor_knows_what_the_server_knew(acts in acts()) {
+            let page = VirtAddr::of_page;
+            let manifest = manifest();
+            let task = Record::Task { space: TASK, object: 0, uffd: 3, image_pid: 1, pid: 1 };
+            let mut records = vec![task];
+            let mut live = vec![PageState::new(&manifest.objects[0])];
+            for (which, act) in acts {
+                let at = which % live.len();
+                let space = SpaceId(at as u64);
+                match act {
+                    // A server fills only what it knows to be missing; more than that changes nothing.
+                    Act::Install { start, pages } => live[at].install(page(start), pages),
+                    Act::Remove { start, pages } => {
+                        let (start, end) = (page(start), page(start + pages));
+                        if live[at].remove(start, end) {
+                            records.push(Record::Remove { space, start, end });
+                        }
+                    }
+                    Act::Remap { from, to, pages } => {
+                        // The kernel unmaps the target first, and reports it.
+                        let (from, to) = (page(from), page(to));
+                        if to < from.add(pages) && from < to.add(pages) {
+                            continue;
+                        }
+                        if live[at].remove(to, to.add(pages)) {
+                            records.push(Record::Remove { space, start: to, end: to.add(pages) });
+                        }
+                        if live[at].remap(from, to, pages) {
+                            records.push(Record::Remap { space, from, to, pages });
+                        }
+                    }
+                    Act::Fork => {
+                        let child = SpaceId(live.len() as u64);
+                        records.push(Record::Fork { parent: space, space: child, uffd: 4 });
+                        live.push(live[at].forked());
+                    }
+                }
+            }
+            let snapshot = Snapshot { records, staged: Vec::new() };
+            let replayed = Replayed::new(&snapshot, &manifest).unwrap();
+            prop_assert_eq!(replayed.spaces.len(), live.len());
+            for (live, (_, replayed)) in live.iter().zip(&replayed.spaces) {
+                for number in 0..4 * PAGES {
+                    let content = |state: &PageState| {
+                        state.lookup(page(number)).map(|extent| match extent.content {
+                            Content::Stored(image) => {
+                                Content::Stored(image.add(page(number).pages_from(extent.start)))
+                            }
+                            other => other,
+                        })
+                    };
+                    match (content(live), content(&replayed.state)) {
+                        (Some(Content::Installed), Some(_)) => {}
+                        (live, replayed) => prop_assert_eq!(live, replayed, "page {}", number),
+                    }
+                }
+            }
+        }
     }
 }

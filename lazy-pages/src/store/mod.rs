@@ -9,6 +9,8 @@
 //!   ambiguous put (sent, no answer) is read back before it is called a failure.
 //! - Cancelling (dropping the future) may leave a put done or not done, never half done.
 
+#[cfg(feature = "fault-injection")]
+pub mod faulty;
 mod keys;
 mod local;
 mod probe;
@@ -176,8 +178,11 @@ pub enum StoreError {
 /// # Errors
 /// When the address is not valid, or credentials or TLS cannot be set up.
 pub fn open(url: &StoreUrl) -> Result<Arc<dyn ObjectStore>, StoreError> {
-    match url {
-        StoreUrl::Local(directory) => Ok(Arc::new(LocalStore::new(directory.clone()))),
-        StoreUrl::S3(config) => Ok(Arc::new(S3Store::new(config.clone())?)),
-    }
+    let store: Arc<dyn ObjectStore> = match url {
+        StoreUrl::Local(directory) => Arc::new(LocalStore::new(directory.clone())),
+        StoreUrl::S3(config) => Arc::new(S3Store::new(config.clone())?),
+    };
+    #[cfg(feature = "fault-injection")]
+    let store = faulty::from_environment(store)?;
+    Ok(store)
 }

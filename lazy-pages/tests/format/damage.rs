@@ -138,6 +138,14 @@ fn rules_are_checked_before_writing_and_after_reading() {
         ("leaves its area", &|m| m.objects[0].vmas[0].end = m.objects[0].runs[1].start.add(1)),
         ("nothing would restore", &|m| m.objects[0].vmas.clear()),
         ("more than 4096 bytes", &|m| m.host.kernel = "x".repeat(5000)),
+        ("65536 are allowed", &|m| m.tasks = vec![m.tasks[0].clone(); 65_537]),
+        ("131072 are allowed", &|m| m.objects = vec![m.objects[0].clone(); 131_073]),
+        ("4097 CPU features", &|m| m.host.cpu_features = vec!["fpu".into(); 4097]),
+        ("4097 streams", &|m| {
+            let stream = lazy_pages::format::ExternalStream { key: "pipe[1]".into(), stdio: 1 };
+            m.streams = vec![stream; 4097];
+        }),
+        ("a bundle of", &|m| m.bundle.length = bundle::MAX_PACKED + 1),
         ("stands for descriptor 3", &|m| {
             m.streams.push(lazy_pages::format::ExternalStream { key: "pipe[1]".into(), stdio: 3 });
         }),
@@ -149,6 +157,42 @@ fn rules_are_checked_before_writing_and_after_reading() {
         assert!(error.to_string().contains(message), "`{error}` should say `{message}`");
         assert!(matches!(error, ManifestError::Invalid(_)));
     }
+}
+
+/// With a right hash, so that only the reader's own caution stands against it.
+#[test]
+fn a_short_manifest_cannot_ask_for_much_memory() {
+    let refusal = |body: &[u8]| match Manifest::decode(&manifest_around(body)) {
+        Err(ManifestError::Damaged(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    // Fields 7, 8, 9 and 12 with messages as short as can be; the third of field 5.
+    let many = |entry: &[u8], count: usize| entry.repeat(count);
+    assert!(refusal(&many(&[7 << 3 | 2, 0], 65_537)).contains("more than 65536 tasks"));
+    assert!(refusal(&many(&[8 << 3 | 2, 2, 8, 1], 131_073)).contains("more than 131072 objects"));
+    assert!(refusal(&many(&[8 << 3 | 2, 0], 1)).contains("an object of no kind"));
+    assert!(refusal(&many(&[9 << 3 | 2, 0], 1)).contains("a pack without a frame"));
+    assert!(refusal(&many(&[12 << 3 | 2, 0], 4097)).contains("more than 4096 streams"));
+    // A message in parts is decoded as one.
+    assert!(refusal(&many(&[5 << 3 | 2, 2, 3 << 3 | 2, 0], 4097)).contains("more than 4096 CPU features"));
+    // The decoder would skip a group and go on behind it.
+    assert!(refusal(&[100 << 3 & 0x7f | 0x83, 6, 100 << 3 & 0x7f | 0x84, 6]).contains("which nobody writes"));
+}
+
+#[test]
+fn a_bundle_cannot_ask_for_a_large_window() {
+    let packed = |window: u32| {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(window).unwrap();
+        std::io::Write::write_all(&mut encoder, b"\x01\0a\x01\0\0\0\0\0\0\0x").unwrap();
+        [&b"LPBUNDLE\x01\0\0\0"[..], &12_u64.to_le_bytes(), &encoder.finish().unwrap()].concat()
+    };
+    assert_eq!(bundle::unpack(&packed(23)).unwrap()[0].content, Bytes::from_static(b"x"));
+    let refused = bundle::unpack(&packed(24));
+    assert!(
+        matches!(&refused, Err(bundle::BundleError::Damaged(why)) if why.contains("memory")),
+        "{refused:?}"
+    );
 }
 
 #[test]

@@ -11,16 +11,13 @@ use std::{
 
 use super::{EventLoop, Source, mark};
 use crate::server::{
-    journal::{Number, Phase, Record},
+    journal::{MAX_CONNECTIONS, Number, Phase, Record},
     page_state::PageState,
     registration::{Connection, Message},
     space::Space,
     sys::uffd::Uffd,
     tree,
 };
-
-/// Connections kept open at a time. CRIU needs one; whoever opens more than this loses the oldest.
-const MAX_CONNECTIONS: usize = 32;
 
 impl EventLoop {
     /// Takes new connections.
@@ -37,7 +34,7 @@ impl EventLoop {
             match Connection::new(stream) {
                 Ok(connection) => {
                     self.close_oldest_connection();
-                    self.writer.append(Record::Connection { socket: connection.as_fd().as_raw_fd() });
+                    self.journal.add_connection(connection.as_fd().as_raw_fd());
                     self.add_connection(connection);
                 }
                 Err(error) => tracing::warn!("a connection was refused: {error}"),
@@ -51,7 +48,14 @@ impl EventLoop {
             && let Some(oldest) = self.connections.keys().filter(|id| Some(**id) != self.owner).min().copied()
         {
             tracing::warn!("too many connections: one that has not registered a task is closed");
-            self.connections.remove(&oldest);
+            self.close_connection(oldest);
+        }
+    }
+
+    fn close_connection(&mut self, id: u64) {
+        if let Some(connection) = self.connections.remove(&id) {
+            // Before its number means something else.
+            self.journal.remove_connection(connection.as_fd().as_raw_fd());
         }
     }
 
@@ -88,7 +92,7 @@ impl EventLoop {
                 Err(reason) => tracing::warn!("a connection was closed: {reason}"),
             }
             if last || failed {
-                self.connections.remove(&id);
+                self.close_connection(id);
             }
         }
     }

@@ -5,9 +5,8 @@
 //! are woken.
 
 use std::{
-    collections::HashSet,
     io,
-    os::fd::{AsFd, IntoRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, IntoRawFd, OwnedFd},
     sync::Arc,
 };
 
@@ -67,7 +66,7 @@ impl EventLoop {
         }
         self.restored = self.journal.phase() == Phase::Running;
         if !self.restored {
-            self.adopt_connections(&replayed.connections);
+            self.adopt_connections();
         }
         // Children may have been forked that nobody has looked for yet.
         self.forked = true;
@@ -85,8 +84,8 @@ impl EventLoop {
 
     /// Listens on to whoever was connected. If the dead server had read a part of what CRIU says and not yet recorded it, the
     /// rest makes no sense, and the restore fails.
-    fn adopt_connections(&mut self, sockets: &HashSet<RawFd>) {
-        for &number in sockets {
+    fn adopt_connections(&mut self) {
+        for number in self.journal.connections() {
             let Ok(socket) = take_over(number) else { continue };
             if !is_unix_stream(&socket) {
                 // Another of the dead server's: its number has been used again.

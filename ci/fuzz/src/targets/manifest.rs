@@ -1,0 +1,142 @@
+//! The manifest. The input is its body; the header with the right hash is put before it, so that it reaches the message
+//! decoder and the rules. The input itself is tried too.
+
+use lazy_pages::{
+    format::{
+        Blob, Codec, ExternalStream, FrameEntry, FrameIndex, Host, Manifest, MemoryMap, ObjectId, PackEntry,
+        Run, Source, Statistics, Task, Vma,
+    },
+    ids::{CheckpointId, PackId},
+    units::VirtAddr,
+};
+
+use crate::Target;
+
+/// Magic, version, length, hash.
+const HEADER: usize = 8 + 4 + 8 + 32;
+
+/// A one-byte number of a column becomes eight bytes, a message of two bytes a value of a few dozen; all this is there
+/// twice while one form is made from the other, and vectors double as they grow.
+pub const TARGET: Target = Target { name: "manifest", run, seeds, memory: (64 << 10, 128) };
+
+fn run(input: &[u8]) -> bool {
+    drop(Manifest::decode(input));
+    let decoded = Manifest::decode(&around(input));
+    if let Ok(manifest) = &decoded {
+        let again = manifest.encode().expect("what can be read can be written");
+        let again = Manifest::decode(&again).expect("what was written can be read");
+        assert_eq!(again, *manifest);
+        // What every reader leans on without looking.
+        for object in &manifest.objects {
+            for run in &object.runs {
+                assert_eq!(object.run_at(run.start), Some(run));
+                if let Source::Stored { frame, first, .. } = run.source {
+                    let frame = &manifest.frames[frame.0 as usize];
+                    assert!(u64::from(first) + run.pages <= u64::from(frame.pages));
+                }
+            }
+        }
+    }
+    decoded.is_ok()
+}
+
+fn around(body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER + body.len());
+    bytes.extend(b"LPMANIFT");
+    bytes.extend(1_u32.to_le_bytes());
+    bytes.extend((body.len() as u64).to_le_bytes());
+    bytes.extend(blake3::hash(body).as_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+fn seeds() -> Vec<Vec<u8>> {
+    [smallest(), larger()]
+        .map(|manifest| manifest.encode().expect("a valid manifest")[HEADER..].to_vec())
+        .to_vec()
+}
+
+/// One task whose memory was never touched.
+pub(crate) fn smallest() -> Manifest {
+    let vma = Vma {
+        start: VirtAddr::of_page(16),
+        end: VirtAddr::of_page(32),
+        wipe_on_fork: false,
+        dont_fork: false,
+        grows_down: false,
+    };
+    let zero = Run { start: vma.start, pages: 16, source: Source::Zero };
+    Manifest {
+        app: "cluster/namespace/app".parse().expect("a valid name"),
+        // Always the same, so that the seeds are.
+        id: CheckpointId::from_bytes(&[1; 16]).expect("16 bytes"),
+        parent: None,
+        created_unix_ms: 0,
+        host: Host::default(),
+        tasks: vec![Task { pid: 4242, parent_pid: 1, threads: 1, dead: false, command: "task".into() }],
+        objects: vec![MemoryMap { id: ObjectId::Task(4242), pages_id: 1, vmas: vec![vma], runs: vec![zero] }],
+        packs: Vec::new(),
+        frames: Vec::new(),
+        bundle: Blob::of(b""),
+        page_hashes: Blob { length: 0, ..Blob::of(b"") },
+        streams: Vec::new(),
+        statistics: Statistics::default(),
+    }
+}
+
+/// Something of everything.
+fn larger() -> Manifest {
+    let mut manifest = smallest();
+    manifest.parent = Some(CheckpointId::from_bytes(&[2; 16]).expect("16 bytes"));
+    manifest.host = Host {
+        kernel: "6.18".into(),
+        architecture: "x86_64".into(),
+        cpu_features: vec!["fpu".into(), "avx2".into()],
+        criu_version: 40_201,
+    };
+    manifest.tasks.push(Task {
+        pid: 4243,
+        parent_pid: 4242,
+        threads: 0,
+        dead: true,
+        command: "zombie".into(),
+    });
+    let packs = [3, 4].map(|byte| PackId::from_bytes(&[byte; 16]).expect("16 bytes"));
+    let frame = |pack: usize, offset, stored_length, pages, codec| FrameEntry {
+        pack: packs[pack],
+        offset,
+        stored_length,
+        pages,
+        codec,
+        hash: [pack as u8; 16],
+    };
+    manifest.frames = vec![
+        frame(0, 0, 4096, 1, Codec::None),
+        frame(0, 5000, 300, 4, Codec::Lz4),
+        frame(1, 0, 70_000, 64, Codec::Zstd),
+    ];
+    manifest.packs =
+        vec![PackEntry { id: packs[0], length: 6000 }, PackEntry { id: packs[1], length: 70_000 }];
+    let run = |page, pages, frame, first, eager| Run {
+        start: VirtAddr::of_page(page),
+        pages,
+        source: Source::Stored { frame: FrameIndex(frame), first, eager },
+    };
+    let zero = |page, pages| Run { start: VirtAddr::of_page(page), pages, source: Source::Zero };
+    manifest.objects[0].runs = vec![
+        run(16, 1, 0, 0, false),
+        zero(17, 11),
+        run(28, 4, 1, 0, true),
+        zero(40, 2),
+        run(99, 2, 2, 60, true),
+    ];
+    manifest.objects.push(MemoryMap {
+        id: ObjectId::Shared(9),
+        pages_id: 2,
+        vmas: Vec::new(),
+        runs: vec![run(0, 60, 2, 0, true)],
+    });
+    manifest.page_hashes.length = manifest.stored_pages() * 16;
+    manifest.streams = vec![ExternalStream { key: "pipe:[5]".into(), stdio: 1 }];
+    manifest
+}
