@@ -1,7 +1,11 @@
 //! The page map of an object, put together from what CRIU sent and what was taken over from the parent.
 
 use criu_rpc::images::PagemapEntry;
-use lazy_pages::{format::Vma, units::PAGE_SIZE, writer::TakenOver};
+use lazy_pages::{
+    format::Vma,
+    units::{PAGE_SIZE, VirtAddr},
+    writer::TakenOver,
+};
 
 /// Adds an entry, joined to the previous one where they touch and say the same.
 pub fn append(entries: &mut Vec<PagemapEntry>, next: PagemapEntry) {
@@ -20,12 +24,17 @@ pub fn end(entry: &PagemapEntry) -> u64 {
     entry.vaddr + entry.pages * PAGE_SIZE as u64
 }
 
-/// The entries of a map in which the pages of `taken` are too: lazy where they lie in an area that is restored on
+/// The map for a restore: the pages `sent` and those `taken` over, lazy where they lie in an area that is restored on
 /// demand, elsewhere present.
-pub fn with_taken_over(sent: &[PagemapEntry], taken: &[TakenOver], vmas: &[Vma]) -> Vec<PagemapEntry> {
-    let mut all = sent.to_vec();
-    for taken in taken {
-        let (mut start, end) = (taken.start, taken.start.add(taken.pages));
+///
+/// The area decides, not what CRIU said when it sent a page: it takes the pages of a whole task for eager when the stack
+/// pointer of one of its threads happens to be at the start of a page (`is_stack()` in `criu/mem.c`), and restores
+/// them on demand all the same if the map says so.
+pub fn of_restore(sent: &[PagemapEntry], taken: &[TakenOver], vmas: &[Vma]) -> Vec<PagemapEntry> {
+    let sent = sent.iter().map(|entry| (VirtAddr::containing(entry.vaddr), entry.pages));
+    let mut all = Vec::new();
+    for (start, pages) in sent.chain(taken.iter().map(|taken| (taken.start, taken.pages))) {
+        let (mut start, end) = (start, start.add(pages));
         let first = vmas.partition_point(|vma| vma.end <= start);
         let inside = vmas[first..].iter().take_while(|vma| vma.start < end);
         let edges = inside.flat_map(|vma| [(vma.start, false), (vma.end, true)]);
@@ -46,8 +55,6 @@ pub fn with_taken_over(sent: &[PagemapEntry], taken: &[TakenOver], vmas: &[Vma])
 
 #[cfg(test)]
 mod tests {
-    use lazy_pages::units::VirtAddr;
-
     use super::*;
 
     fn entry(page: u64, pages: u64, lazy: bool) -> PagemapEntry {
@@ -81,7 +88,7 @@ mod tests {
     fn pages_taken_over_fill_the_gaps_and_are_lazy_where_they_can_be() {
         let sent = [entry(5, 1, false), entry(10, 2, true), entry(25, 1, true)];
         let vmas = [vma(10, 20), vma(20, 30), vma(40, 42)];
-        let all = with_taken_over(&sent, &[taken(6, 4), taken(12, 10), taken(35, 10)], &vmas);
+        let all = of_restore(&sent, &[taken(6, 4), taken(12, 10), taken(35, 10)], &vmas);
         let expected = [
             entry(5, 5, false),
             entry(10, 12, true),
@@ -91,9 +98,12 @@ mod tests {
             entry(42, 3, false),
         ];
         assert_eq!(all, expected);
-        assert_eq!(with_taken_over(&sent, &[], &vmas), sent);
-        assert_eq!(with_taken_over(&[], &[taken(12, 2)], &[]), [entry(12, 2, false)]);
-        let whole = with_taken_over(&[], &[taken(8, 24)], &vmas);
+        assert_eq!(of_restore(&sent, &[], &vmas), sent);
+        assert_eq!(of_restore(&[], &[taken(12, 2)], &[]), [entry(12, 2, false)]);
+        let eager = [entry(5, 1, false), entry(8, 24, false)];
+        assert_eq!(of_restore(&eager, &[], &vmas)[..2], [entry(5, 1, false), entry(8, 2, false)]);
+        assert_eq!(of_restore(&eager, &[], &vmas)[2..], [entry(10, 20, true), entry(30, 2, false)]);
+        let whole = of_restore(&[], &[taken(8, 24)], &vmas);
         assert_eq!(whole, [entry(8, 2, false), entry(10, 20, true), entry(30, 2, false)]);
     }
 }

@@ -45,6 +45,7 @@ const CARRIED_AT_LEAST: usize = 25;
 const PROGRAMS: &[Program] = &[
     // Memory.
     local("advised_memory"),
+    local("aligned_stack_pointer"),
     s3("anonymous_memory"),
     local("deleted_mapping"),
     local("guard_pages"),

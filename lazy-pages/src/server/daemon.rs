@@ -17,7 +17,7 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     os::{
-        fd::{AsRawFd, BorrowedFd, IntoRawFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, RawFd},
         unix::{fs::FileExt, net::UnixListener},
     },
     path::PathBuf,
@@ -42,10 +42,11 @@ use crate::{
     reader::{Checkpoint, ReadError},
     server::{
         Limits, Outcome, PageServer, PageServerConfig, ServerStats, StartError,
-        guardian::{Work, guard, revive_alone},
+        guardian::{Work, guard, hold, revive_alone, wait_for},
         journal::{Journal, Number, Phase},
         kill::{cut_connections, end_tree, let_go, unknown_spaces},
         state::{Role, State},
+        status,
         sys::{
             process::{duplicate, take_over},
             shared::memory_file,
@@ -231,6 +232,11 @@ pub fn run(config: &DaemonConfig) -> u8 {
 pub fn revive(state: RawFd) -> io::Result<u8> {
     let state = State::open(take_over(state)?)?;
     let config = Saved::load(state.config())?;
+    if let Some(other) = status::other_holder(&state) {
+        // Whoever was left has been joined by others meanwhile. If that one is alone, it will notice.
+        tracing::info!(other, "this page server is guarded by others");
+        return Ok(state.outcome().unwrap_or(EXIT_DONE));
+    }
     // Held by processes that are not there any more; one of them was this one.
     state.call(Role::Server);
     state.call(Role::Standby);
@@ -382,23 +388,17 @@ impl<'c> Server<'c> {
         // Unknown descriptors are those of tasks that were handed over in a dead server's last moment, so of a restore that
         // was under way.
         let unknown = !unknown_spaces(self.state).is_empty();
-        let waiting = thread::current();
         thread::scope(|scope| {
             let server = &self;
             scope.spawn(|| server.heed_signals());
             let restores = self.config.restores.iter().zip(self.state.journals()).enumerate();
             let served: Vec<_> = restores
                 .map(|(at, (restore, journal))| {
-                    let waiting = waiting.clone();
-                    scope.spawn(move || {
-                        server.serve_one(at, restore, journal, unknown);
-                        waiting.unpark();
-                    })
+                    scope.spawn(move || server.serve_one(at, restore, journal, unknown))
                 })
                 .collect();
             while !served.iter().all(thread::ScopedJoinHandle::is_finished) {
-                self.keep_guarded();
-                thread::park_timeout(GUARD_TICK);
+                self.watch_guards();
             }
             self.over.send_replace(true);
         });
@@ -595,22 +595,27 @@ impl<'c> Server<'c> {
         }
     }
 
+    /// Waits a moment, or until something happens to whoever guards this server.
+    fn watch_guards(&self) {
+        let guards = [Role::Guardian, Role::Standby].map(|role| self.state.watch(role));
+        let guards: Vec<_> = guards.iter().flatten().map(AsFd::as_fd).collect();
+        wait_for(&guards, Some(GUARD_TICK));
+        self.keep_guarded();
+    }
+
     /// When guardian and standby are both dead, nobody would notice this process's death: it becomes the guardian itself,
     /// and starts another server. Nothing may be read off a descriptor meanwhile.
     fn keep_guarded(&self) {
-        const LOOKS: u32 = 5;
-        let alone =
-            || self.state.watch(Role::Guardian).is_none() && self.state.watch(Role::Standby).is_none();
-        for _ in 0..LOOKS {
-            if !alone() {
-                return;
-            }
-            thread::sleep(Duration::from_millis(10));
+        if self.state.watch(Role::Guardian).is_some() || self.state.watch(Role::Standby).is_some() {
+            return;
         }
         tracing::error!("the guardian and its standby have died; this page server starts others");
+        if let Err(error) = hold(self.state, self.config) {
+            tracing::error!("pages are lost if this page server is killed now: {error}");
+        }
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        running.iter().for_each(|server| server.pause().want());
-        let paused = |server: &Arc<PageServer>| server.pause().is_reached() || server.has_ended();
+        running.iter().for_each(|server| server.pause());
+        let paused = |server: &Arc<PageServer>| server.is_paused() || server.has_ended();
         let asked = Instant::now();
         while !running.iter().all(paused) && asked.elapsed() < Duration::from_secs(5) {
             thread::sleep(Duration::from_millis(1));
@@ -619,7 +624,8 @@ impl<'c> Server<'c> {
             let error = revive_alone(self.state, self.config);
             tracing::error!("pages are lost if this page server is killed: {error}");
         }
-        running.iter().for_each(|server| server.pause().end());
+        running.iter().for_each(|server| server.go_on());
+        thread::sleep(GUARD_TICK);
     }
 }
 
@@ -636,8 +642,8 @@ fn concluded(journal: &Journal) -> Outcome {
     }
 }
 
-/// How often a server looks whether it is guarded.
-const GUARD_TICK: Duration = Duration::from_millis(200);
+/// How often a server looks for others than those it watches, and whether all is over.
+const GUARD_TICK: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {

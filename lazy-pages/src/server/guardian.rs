@@ -20,8 +20,13 @@
 //! | standby | the guardian starts another one |
 //! | guardian and server | the standby becomes the guardian, and starts both |
 //! | standby and server | the guardian starts both |
-//! | guardian and standby | the server becomes the guardian (exec), and starts both |
+//! | guardian and standby | the server becomes the guardian, and starts both; meanwhile a *holder* does what it says |
 //! | all three in the same instant | see below |
+//!
+//! A role is filled again within about a millisecond, and only then is another death harmless. The server is the one that
+//! cannot be copied, because it has threads. So when it finds itself alone, it first makes a holder, which has the same
+//! descriptors too and runs nothing but a loop without a lock or an allocation; then it executes this program again as the
+//! guardian. The holder leaves when all roles are filled, and if the server dies before, becomes the guardian itself.
 //!
 //! What remains: all three killed before one of them has run again, for instance by a service manager that ends a whole
 //! control group; then the kernel closes the descriptors, and the processes would see zeros. Run the page server in
@@ -37,6 +42,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::process::CommandExt,
     },
+    path::Path,
     process::{self, Command},
     time::{Duration, Instant},
 };
@@ -59,7 +65,11 @@ use crate::server::{
     journal::Phase,
     kill::end_tree,
     state::{Role, State},
-    sys::process::{clone_sharing_descriptors, keep_at_exec, open_descriptors},
+    sys::{
+        process::{clone_holder, clone_sharing_descriptors, keep_at_exec, open_descriptors},
+        uffd::USERFAULTFD,
+    },
+    tree,
 };
 
 /// Deaths in a row, each sooner than [`QUICK`] after the start, after which no server is started any more.
@@ -126,19 +136,28 @@ struct Deaths {
 }
 
 impl Guardian<'_> {
-    /// A guardian's life.
+    /// A guardian's life. It ends when all is over, or when another one is in charge.
     fn run(&self) -> io::Result<u8> {
-        while !self
-            .state
-            .announce(Role::Guardian, self.state.call(Role::Guardian))
-            .or_else(|error| self.bear(error))?
-        {}
+        loop {
+            let turn = self.state.call(Role::Guardian);
+            if self.state.announce(Role::Guardian, turn).or_else(|error| self.bear(error))? {
+                break;
+            }
+        }
+        // Only now, so that there is no moment in which a server would think itself alone.
+        if self.state.holder(Role::Standby) == Some(process::id()) {
+            self.state.call(Role::Standby);
+        }
         become_small(c"lazy-guardian");
         let mut deaths = Deaths::default();
         loop {
             if let Some(code) = self.state.outcome() {
                 self.collect(code);
                 return Ok(code);
+            }
+            if self.state.holder(Role::Guardian) != Some(process::id()) {
+                tracing::info!("another guardian is in charge");
+                return Ok(0);
             }
             let server = match self.state.watch(Role::Server) {
                 Some(server) => Some(server),
@@ -213,7 +232,7 @@ impl Guardian<'_> {
         }
         // It announces itself in a moment; until then there is nothing to watch.
         let started = Instant::now();
-        while started.elapsed() < QUICK {
+        while started.elapsed() < TICK {
             if let Some(pidfd) = self.state.watch(role) {
                 return Ok(Some(pidfd));
             }
@@ -315,35 +334,58 @@ impl Guardian<'_> {
     }
 }
 
-/// Called by a server whose guardian and standby have both died: becomes the guardian, as a new program in this process.
-/// No thread of it may read events any more. Returns only when that fails.
-pub fn revive_alone(state: &State, work: &dyn Work) -> io::Error {
-    revive(state, work, "/proc/self/exe".as_ref(), None)
+/// Called by a server whose guardian and standby have both died: another process has its descriptors from now on.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn hold(state: &State, work: &dyn Work) -> io::Result<()> {
+    state.call(Role::Guardian);
+    state.call(Role::Standby);
+    keep_descriptors(state);
+    let pidfd = tree::open(process::id())?;
+    let arguments = work.revival(state.as_fd());
+    clone_holder(&pidfd, state.role_word(Role::Standby), OWN_PROGRAM, &arguments)
 }
 
+/// Called by a server after [`hold`], when no thread of it reads events any more: becomes the guardian, as a new program in
+/// this process. Returns only when that fails.
+pub fn revive_alone(state: &State, work: &dyn Work) -> io::Error {
+    revive(state, work, OWN_PROGRAM.as_ref(), None)
+}
+
+/// This very program, even if its file has been replaced since.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
 /// Goes on as `program`, with every descriptor that matters.
-fn revive(state: &State, work: &dyn Work, program: &std::path::Path, standby: Option<&OwnedFd>) -> io::Error {
+fn revive(state: &State, work: &dyn Work, program: &Path, standby: Option<&OwnedFd>) -> io::Error {
     raise_capabilities();
-    // Whoever has a part in this comes with it, except what belonged to a dead server.
+    keep_descriptors(state);
+    let mut command = Command::new(program);
+    command.args(work.revival(state.as_fd()));
+    if let Some(standby) = standby {
+        // The new guardian starts its own, and must not find this one alive. If the start fails, so does this one.
+        let _ = pidfd_send_signal(standby, Signal::KILL);
+        wait_for(&[standby.as_fd()], Some(QUICK));
+    }
+    command.exec()
+}
+
+/// Lets all descriptors that matter survive the execution of another program; what else belonged to a server goes.
+fn keep_descriptors(state: &State) {
     let kept = |target: &str| {
-        target.starts_with("anon_inode:[userfaultfd]")
+        target == USERFAULTFD
             || target.starts_with("anon_inode:[pidfd]")
             || target.starts_with("pidfd:")
             || target.starts_with("/memfd:lazy-pages")
     };
-    let listeners: Vec<_> = state.journals().iter().filter_map(|journal| journal.listener()).collect();
+    let journals = state.journals().iter();
+    let sockets: Vec<_> =
+        journals.flat_map(|journal| journal.listener().into_iter().chain(journal.connections())).collect();
     for (number, target) in open_descriptors().unwrap_or_default() {
-        if kept(&target) || listeners.contains(&number) {
+        if kept(&target) || sockets.contains(&number) {
             let _ = keep_at_exec(number);
         }
     }
-    let mut command = Command::new(program);
-    command.args(work.revival(state.as_fd()));
-    if let Some(standby) = standby {
-        // The new guardian starts its own. If the start fails, so does this one.
-        let _ = pidfd_send_signal(standby, Signal::KILL);
-    }
-    command.exec()
 }
 
 fn become_small(name: &std::ffi::CStr) {
@@ -363,7 +405,7 @@ fn raise_capabilities() {
 }
 
 /// Waits until one of the descriptors is readable, at most for `limit`.
-fn wait_for(fds: &[BorrowedFd<'_>], limit: Option<Duration>) {
+pub(super) fn wait_for(fds: &[BorrowedFd<'_>], limit: Option<Duration>) {
     let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
     let limit = limit
         .map(|limit| Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) });

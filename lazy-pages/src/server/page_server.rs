@@ -296,8 +296,19 @@ impl PageServer {
         self.end.lock().is_some()
     }
 
-    /// Where its event thread can be stopped.
-    pub(super) fn pause(&self) -> &Pause {
-        &self.pause
+    /// Stops its event thread where nothing that was read is left undone, until [`Self::go_on`].
+    pub(super) fn pause(&self) {
+        self.pause.want();
+        self.filler.wake_event_thread();
+    }
+
+    /// Whether it has stopped.
+    pub(super) fn is_paused(&self) -> bool {
+        self.pause.is_reached()
+    }
+
+    /// Lets it go on.
+    pub(super) fn go_on(&self) {
+        self.pause.end();
     }
 }

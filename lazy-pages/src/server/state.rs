@@ -10,7 +10,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
     process,
     sync::{
@@ -63,13 +63,15 @@ struct Holder {
 }
 
 impl Holder {
+    const FIELD: u64 = (1 << 24) - 1;
+
     fn encode(self) -> u64 {
         self.turn << 48 | u64::from(self.pid) << 24 | (self.pidfd + 1) as u64
     }
 
     fn decode(word: u64) -> Self {
-        const FIELD: u64 = (1 << 24) - 1;
-        Self { turn: word >> 48, pid: (word >> 24 & FIELD) as u32, pidfd: (word & FIELD) as RawFd - 1 }
+        let field = |shift| (word >> shift & Self::FIELD) as u32;
+        Self { turn: word >> 48, pid: field(24), pidfd: field(0) as RawFd - 1 }
     }
 }
 
@@ -168,6 +170,11 @@ impl State {
         before.map_or(0, |word| Holder::decode(word).turn + 1 & 0xffff)
     }
 
+    /// The word of a role, and the bits of which one is set when somebody has it.
+    pub fn role_word(&self, role: Role) -> (&AtomicU64, u64) {
+        (self.word(role as usize), Holder::FIELD << 24)
+    }
+
     /// This process holds the role from now on; `false` if its turn has passed.
     ///
     /// # Errors
@@ -175,9 +182,14 @@ impl State {
     pub fn announce(&self, role: Role, turn: u64) -> io::Result<bool> {
         let pidfd = tree::open(process::id())?;
         let called = Holder { turn, pid: 0, pidfd: -1 }.encode();
-        let holder = Holder { turn, pid: process::id(), pidfd: pidfd.into_raw_fd() };
+        let holder = Holder { turn, pid: process::id(), pidfd: pidfd.as_raw_fd() }.encode();
         let word = self.word(role as usize);
-        Ok(word.compare_exchange(called, holder.encode(), Ordering::AcqRel, Ordering::Acquire).is_ok())
+        let done = word.compare_exchange(called, holder, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if done {
+            // It belongs to whoever looks it up from now on.
+            let _ = pidfd.into_raw_fd();
+        }
+        Ok(done)
     }
 
     /// The process that holds a role, whether or not it has ended since.

@@ -144,6 +144,11 @@ fn holder(state: &State, role: Role) -> Option<u32> {
     config.to_string_lossy().starts_with(&format!("/memfd:{CONFIG_NAME}")).then_some(pid)
 }
 
+/// A living process other than this one that has a role.
+pub(super) fn other_holder(state: &State) -> Option<u32> {
+    ROLES.into_iter().filter_map(|role| holder(state, role)).find(|pid| *pid != std::process::id())
+}
+
 /// The content of a memory file that another process has open.
 pub(super) fn read_of(pid: u32, number: i32) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();

@@ -178,7 +178,8 @@ impl CheckpointWriter {
     }
 
     /// Space for some of the next `pages` pages of the open object, from `address` on: as many as fit, at least one.
-    /// Fill all of it, then call [`Self::filled`]. `lazy`: a restore may supply them on demand.
+    /// Fill all of it, then call [`Self::filled`]. `lazy`: a restore is expected to supply them on demand; pages of
+    /// either kind are in packs of their own. What a restore really does is decided by the areas given at the end.
     ///
     /// # Errors
     /// When no object is open, the address is out of range, or the writer has failed.

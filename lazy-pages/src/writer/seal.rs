@@ -1,7 +1,8 @@
 //! From pieces in the order of the stream to the runs and tables of a manifest.
 //!
 //! CRIU lists neither zero nor untouched pages, so every page of a VMA that nothing was said about is a zero page;
-//! pages outside of all VMAs that nothing was said about stay unmentioned.
+//! pages outside of all VMAs that nothing was said about stay unmentioned. Pages inside a VMA are restored on demand,
+//! pages outside before the process runs, whatever was expected when they were received.
 
 use super::{
     Parent, WriteError,
@@ -136,8 +137,7 @@ impl Sealing<'_> {
         }
     }
 
-    fn piece(&mut self, piece: Piece, hashes: &[PageHash], outside: bool) {
-        let eager = outside || !piece.lazy;
+    fn piece(&mut self, piece: Piece, hashes: &[PageHash], eager: bool) {
         let source = match piece.place {
             Place::Zero => return self.zero(piece.page, piece.page + piece.pages),
             Place::Parent { frame, first } => {

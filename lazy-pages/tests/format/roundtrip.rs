@@ -204,8 +204,9 @@ fn eager_and_lazy_pages_share_neither_frame_nor_pack() {
     let writing = Writing::new();
     let mut model = Model::simple(1..400);
     let object = model.objects.get_mut(&ObjectId::Task(100)).unwrap();
+    object.areas = vec![(1000, 1050), (1060, 1300)];
     for (number, page) in &mut object.pages {
-        page.0 = number % 10 < 5;
+        page.0 = object.areas.iter().any(|(start, end)| (start..end).contains(&number));
     }
     let manifest = writing.write(&model, None).unwrap();
     writing.expect(manifest.id, &model);

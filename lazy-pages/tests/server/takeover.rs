@@ -151,12 +151,36 @@ fn any_two_of_the_three_processes_may_die_at_once() {
         wait_for("all roles are filled again", || {
             daemon.status().is_some_and(|status| {
                 let now = [status.server, status.guardian, status.standby];
-                now.iter().all(|pid| pid.is_some_and(|pid| !dead.contains(&pid)))
+                let distinct = now[0] != now[1] && now[1] != now[2] && now[2] != now[0];
+                // A server that was left alone becomes the guardian.
+                distinct && now.iter().all(|pid| pid.is_some_and(|pid| !dead.contains(&pid)))
             })
         });
         // What replaced them can be replaced as well.
         daemon.kill(&[ROLES[at]]);
         assert_eq!(target.answer(), "ok", "{pair:?}");
+        resident(&mut daemon);
+        target.ok(&format!("check {B} {PAGES} {B}"));
+        daemon.assert_gone();
+    }
+}
+
+#[test]
+fn the_last_of_the_three_processes_may_die_as_soon_as_the_others_are_replaced() {
+    // In each step all but one die, then the one that was left.
+    for last in ROLES {
+        let (mut daemon, mut target) = slowly(100);
+        target.tell(&format!("fork; check {B} {PAGES} {B}"));
+        for _ in 0..2 {
+            let others: Vec<Role> = ROLES.into_iter().filter(|role| *role != last).collect();
+            let left = daemon.pid(last);
+            daemon.kill(&others);
+            // No longer than somebody takes who looks and kills.
+            thread::sleep(Duration::from_millis(25));
+            let _ = kill(Pid::from_raw(left as i32), Signal::SIGKILL);
+            thread::sleep(Duration::from_millis(200));
+        }
+        assert_eq!(target.answer(), "ok", "{last:?}");
         resident(&mut daemon);
         target.ok(&format!("check {B} {PAGES} {B}"));
         daemon.assert_gone();

@@ -9,8 +9,10 @@
 //! calls [`take_over`], once for each.
 
 use std::{
+    ffi::{CString, OsString},
     fs, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use rustix::{
@@ -49,6 +51,58 @@ pub fn clone_sharing_descriptors() -> io::Result<Option<u32>> {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(None),
         pid => Ok(Some(pid as u32)),
+    }
+}
+
+/// Makes a child that shares this process's descriptors, whatever threads this process has. The child waits until
+/// `released` has one of the bits of `mask`, and then ends; or until the process of `pidfd` has ended, and then becomes `program`. It allocates
+/// nothing, takes no lock, and calls nothing but the kernel: what other threads were doing does not matter to it.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn clone_holder(
+    pidfd: &OwnedFd,
+    (released, mask): (&AtomicU64, u64),
+    program: &str,
+    arguments: &[OsString],
+) -> io::Result<()> {
+    let program = CString::new(program)?;
+    let arguments: Vec<CString> = arguments
+        .iter()
+        .map(|argument| CString::new(argument.as_encoded_bytes()))
+        .collect::<Result<_, _>>()?;
+    let mut pointers = vec![program.as_ptr()];
+    pointers.extend(arguments.iter().map(|argument| argument.as_ptr()));
+    pointers.push(std::ptr::null());
+    let watched = pidfd.as_raw_fd();
+    let mut signals = std::mem::MaybeUninit::uninit();
+    // SAFETY: the C library only fills the set.
+    unsafe { libc::sigfillset(signals.as_mut_ptr()) };
+    let flags = libc::CLONE_FILES | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM the child has memory of its own, a copy of this thread's stack included. Until it ends or
+    // executes, it makes system calls only, on memory that was prepared before, so that no lock another thread held in the
+    // moment of the copy is ever waited for. `pointers` ends with null and points to strings that live as long.
+    unsafe {
+        match libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) {
+            -1 => return Err(io::Error::last_os_error()),
+            0 => {}
+            _ => return Ok(()),
+        }
+        libc::sigprocmask(libc::SIG_SETMASK, signals.as_ptr(), std::ptr::null_mut());
+        libc::prctl(libc::PR_SET_NAME, c"lazy-holder".as_ptr());
+        loop {
+            let mut fds = libc::pollfd { fd: watched, events: libc::POLLIN, revents: 0 };
+            if libc::poll(&raw mut fds, 1, 10) > 0 {
+                break;
+            }
+            if released.load(Ordering::Acquire) & mask != 0 {
+                libc::_exit(0);
+            }
+        }
+        libc::sigemptyset(signals.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, signals.as_ptr(), std::ptr::null_mut());
+        libc::execv(program.as_ptr(), pointers.as_ptr());
+        libc::_exit(1)
     }
 }
 

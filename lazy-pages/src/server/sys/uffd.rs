@@ -21,7 +21,7 @@ use rustix::{
     ioctl::{Opcode, Updater, ioctl, opcode},
 };
 
-use super::process::{duplicate, take_over};
+use super::process::{duplicate, keep_at_exec, take_over};
 use crate::units::{PAGE_SIZE, VirtAddr};
 
 /// Events CRIU asks for: fork, remap, remove, unmap.
@@ -144,6 +144,8 @@ impl Uffd {
             return Err(io::Error::other(format!("descriptor {number} is not a userfaultfd")));
         }
         let fd = take_over(number)?;
+        // Whatever program this process becomes needs it too.
+        keep_at_exec(number)?;
         // Inherited from how the parent's was made; only one made blocking needs this.
         let flags = fcntl_getfl(&fd)?;
         fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;

@@ -69,6 +69,7 @@ fn main() -> ExitCode {
             world = None;
         }
         let mut random = Random::new(options.seed, run);
+        tally.trail.clear();
         let outcome = match &mut world {
             Some(world) => migration::run(world, &mut random, &mut tally),
             None => World::new(&mut Random::new(options.seed, u64::MAX - run), options.mib).and_then(|new| {
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         };
         if let Err(failure) = outcome {
             eprintln!("soak: run {run} of seed {}: {failure}", options.seed);
+            tally.trail.iter().for_each(|step| eprintln!("    {step}"));
             tally.failed(&failure);
             // Whatever state it is in, the next run must not inherit it.
             world = None;

@@ -186,7 +186,8 @@ fn checkpoint_while_lazy(world: &World, random: &mut Random, tally: &mut Tally) 
             tally.outcome("checkpoint while lazy: refused, the tree runs on");
             return Ok(());
         }
-        return match world.checkpoints()? > known {
+        // It was ended before it was looked at, or the new checkpoint has it.
+        return match world.checkpoints()? > known || said.error.contains("no-such-process") {
             true => Ok(()),
             false => Err(Failure::Lost(format!("gone while a checkpoint failed: {}", said.error))),
         };

@@ -56,17 +56,27 @@ pub struct Tally {
     pub faults: BTreeMap<&'static str, u64>,
     /// What came of operations.
     pub outcomes: BTreeMap<&'static str, u64>,
+    /// What happened in this run so far.
+    #[serde(skip)]
+    pub trail: Vec<String>,
 }
 
 impl Tally {
     /// Counts a fault.
     pub fn fault(&mut self, kind: &'static str) {
         *self.faults.entry(kind).or_default() += 1;
+        self.note(kind);
     }
 
     /// Counts what came of an operation.
     pub fn outcome(&mut self, what: &'static str) {
         *self.outcomes.entry(what).or_default() += 1;
+        self.note(what);
+    }
+
+    /// Remembers what happened, should the run fail.
+    pub fn note(&mut self, what: &str) {
+        self.trail.push(what.to_owned());
     }
 
     /// Counts a new workload.
