@@ -4,9 +4,28 @@
 //! or several, each with a directory of its own. What happens is told on standard output, one line each ([`Report`]); a
 //! reader that goes away does not end it.
 //!
-//! The process that calls [`run`] becomes the [guardian](super::guardian) of one it starts, which serves. What happens
-//! when one of these processes dies is told there. Nothing a dead server knew has to be read from the store again: the
-//! manifest is kept in memory too, so that a server can be replaced while the store cannot be reached.
+//! The process that calls [`run`] becomes the guardian of one it starts, the server, and of a standby. All of them have
+//! the same descriptors and share what the server knows.
+//!
+//! | who dies | what happens |
+//! |---|---|
+//! | server | tasks wait at missing pages; the guardian starts another server, which replays the journal and goes on |
+//! | server, again and again | after five in a row the guardian waits for somebody to attach one, then ends the tree |
+//! | guardian | the standby becomes the guardian and starts a standby |
+//! | standby | the guardian starts another one |
+//! | guardian and server | the standby becomes the guardian, and starts both |
+//! | standby and server | the guardian starts both |
+//! | guardian and standby | the server becomes the guardian, and starts both; meanwhile a *holder* does what it says |
+//! | all three in the same instant | see below |
+//!
+//! Roles are filled again within milliseconds, and then the next death is as harmless. Nothing a dead server knew has to be
+//! read from the store again: the manifest is kept in memory too, so that a server can be replaced while the store cannot
+//! be reached.
+//!
+//! What remains: all three killed before one of them has run again, for instance by a service manager that ends a whole
+//! control group; then the kernel closes the descriptors, and the processes would see zeros. Run the page server in
+//! the control group of the processes it serves, or outside of any that is ended without them. A machine that loses its
+//! power, or whose kernel fails, loses the processes too: nobody is left to see zeros.
 //!
 //! SIGTERM, SIGINT and SIGHUP end it only while no task has registered. After that, processes depend on it: ending early
 //! could only mean killing them, which nobody asked for, so it says how many pages are missing and goes on; it ends by

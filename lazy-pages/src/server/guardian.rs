@@ -10,28 +10,13 @@
 //!
 //! All three are copies of one small process and have the *same* table of descriptors, so each of them keeps everything
 //! open that the server ever had, from the moment the kernel gave it to the server: there is no instant in which only one
-//! process holds a descriptor. What the server knew is in the [`State`] they share.
-//!
-//! | who dies | what happens |
-//! |---|---|
-//! | server | tasks wait at missing pages; the guardian starts another server, which replays the journal and goes on |
-//! | server, again and again | after [`QUICK_DEATHS`] in a row the guardian waits for somebody to attach one, then ends the tree |
-//! | guardian | the standby becomes the guardian and starts a standby |
-//! | standby | the guardian starts another one |
-//! | guardian and server | the standby becomes the guardian, and starts both |
-//! | standby and server | the guardian starts both |
-//! | guardian and standby | the server becomes the guardian, and starts both; meanwhile a *holder* does what it says |
-//! | all three in the same instant | see below |
+//! process holds a descriptor. What the server knew is in the [`State`] they share. Who takes whose place is told in
+//! [`daemon`].
 //!
 //! A role is filled again within about a millisecond, and only then is another death harmless. The server is the one that
 //! cannot be copied, because it has threads. So when it finds itself alone, it first makes a holder, which has the same
 //! descriptors too and runs nothing but a loop without a lock or an allocation; then it executes this program again as the
 //! guardian. The holder leaves when all roles are filled, and if the server dies before, becomes the guardian itself.
-//!
-//! What remains: all three killed before one of them has run again, for instance by a service manager that ends a whole
-//! control group; then the kernel closes the descriptors, and the processes would see zeros. Run the page server in
-//! the control group of the processes it serves, or outside of any that is ended without them. A machine that loses its
-//! power, or whose kernel fails, loses the processes too: nobody is left to see zeros.
 //!
 //! The guardian and the standby wait and do nothing else: no thread, no network, no signal handler, and no capability in
 //! force but the one to kill. (They keep the others as permitted, because the servers they start need them.)
@@ -72,8 +57,8 @@ use crate::server::{
     tree,
 };
 
-/// Deaths in a row, each sooner than [`QUICK`] after the start, after which no server is started any more.
-pub const QUICK_DEATHS: u32 = 5;
+/// Deaths in a row, each sooner than `QUICK` after the start, after which no server is started any more.
+const QUICK_DEATHS: u32 = 5;
 const QUICK: Duration = Duration::from_secs(2);
 /// How often requests and roles are looked at. What has ended is noticed at once.
 const TICK: Duration = Duration::from_millis(100);

@@ -7,7 +7,7 @@
 //!
 //! What always holds:
 //! - **No event is lost by a death.** Reading an event off a descriptor lets the process go on, so it must be known from
-//!   then on. The kernel writes it into the journal's own memory ([`Journal::read`]), where it stays until it has been
+//!   then on. The kernel writes it into the journal's own memory ([`Writer::read`]), where it stays until it has been
 //!   applied and recorded. One store of one word ([`COMMIT`]) publishes the records and gives up the messages.
 //! - One thread writes; who reads sees a consistent journal at any moment, or notices that it changed meanwhile
 //!   ([`Journal::snapshot`]).

@@ -9,9 +9,9 @@
 //! What always holds: **a process sees the bytes of the checkpoint or it is killed.** The kernel turns missing pages into
 //! zeros when the last descriptor closes, so a descriptor is closed only when nothing is missing or its address space has
 //! ended. If pages can never come (a missing pack, a damaged frame, a store that stays away longer than its patience), the
-//! server kills the tree first. If the server itself dies, its [`guardian`] has the descriptors and starts another one,
-//! which goes on from the [journal](journal); which deaths that covers is told there. A store that cannot be reached makes
-//! the processes wait where they touch missing pages, and nothing else.
+//! server kills the tree first. If the server itself dies, its guardian has the descriptors and starts another one, which
+//! goes on; [`daemon`] tells which deaths that covers. A store that cannot be reached makes the processes wait where they
+//! touch missing pages, and nothing else.
 //!
 //! Limits:
 //! - A process that, after it was restored, changes what a forked child gets of an area (`MADV_WIPEONFORK`,
@@ -24,8 +24,8 @@ pub mod daemon;
 mod events;
 mod filler;
 mod frames;
-pub mod guardian;
-pub mod journal;
+mod guardian;
+mod journal;
 mod kill;
 mod limits;
 mod page_server;

@@ -98,7 +98,7 @@ pub struct ServerStats {
 
 impl ServerStats {
     /// The numbers of a journal.
-    pub fn of(journal: &Journal) -> Self {
+    pub(super) fn of(journal: &Journal) -> Self {
         let registered = journal.value(Number::Registered);
         let since = |event| match journal.value(event) {
             0 => None,
@@ -134,7 +134,7 @@ pub enum StartError {
 /// A running page server. It goes on when this handle is dropped; what ends it is the end of its work.
 ///
 /// It is as safe as the process it runs in: if that dies, the restored processes see zeros. [`super::daemon`] runs it in
-/// a process of its own with a [guardian](super::guardian) at its side.
+/// a process of its own with a guardian at its side.
 pub struct PageServer {
     filler: Arc<Filler>,
     end: Arc<Ending>,

@@ -161,13 +161,11 @@ impl State {
 
     /// Begins a new turn of a role, for a process that is going to announce itself.
     pub fn call(&self, role: Role) -> u64 {
-        let next = |word| {
-            let turn = Holder::decode(word).turn + 1 & 0xffff;
-            Some(Holder { turn, pid: 0, pidfd: -1 }.encode())
-        };
+        let next = |word| (Holder::decode(word).turn + 1) & 0xffff;
+        let called = |word| Some(Holder { turn: next(word), pid: 0, pidfd: -1 }.encode());
         // The closure never declines.
-        let before = self.word(role as usize).fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
-        before.map_or(0, |word| Holder::decode(word).turn + 1 & 0xffff)
+        let before = self.word(role as usize).fetch_update(Ordering::AcqRel, Ordering::Acquire, called);
+        before.map_or(0, next)
     }
 
     /// The word of a role, and the bits of which one is set when somebody has it.

@@ -3,8 +3,6 @@
 //!
 //! What always holds: what leaves this module is safe to use as its signature says, whatever the arguments.
 
-#![allow(unsafe_code)]
-
 pub mod process;
 pub mod shared;
 pub mod socket;
