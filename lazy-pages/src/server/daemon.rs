@@ -46,6 +46,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::SigSet;
 use serde::{Deserialize, Serialize};
 use tokio::{
     runtime,
@@ -61,7 +62,7 @@ use crate::{
     reader::{Checkpoint, ReadError},
     server::{
         Limits, Outcome, PageServer, PageServerConfig, ServerStats, StartError,
-        guardian::{Work, guard, hold, revive_alone, wait_for},
+        guardian::{SIGNALS, Work, guard, hold, revive_alone, wait_for},
         journal::{Journal, Number, Phase},
         kill::{cut_connections, end_tree, let_go, unknown_spaces},
         state::{Role, State},
@@ -584,6 +585,8 @@ impl<'c> Server<'c> {
             let mut terminate = signal(SignalKind::terminate())?;
             let mut interrupt = signal(SignalKind::interrupt())?;
             let mut hangup = signal(SignalKind::hangup())?;
+            // One thread that lets them through is enough.
+            SIGNALS.into_iter().collect::<SigSet>().thread_unblock()?;
             loop {
                 tokio::select! {
                     _ = terminate.recv() => {}

@@ -450,7 +450,8 @@ impl EventLoop {
         if let Some(reason) = self.filler.failure() {
             return Some(End::Stopped(reason.to_owned()));
         }
-        if self.cancel.load(Ordering::Acquire) && self.owner.is_none() {
+        let nobody_depends = self.owner.is_none() && !self.restored && self.filler.spaces.is_empty();
+        if self.cancel.load(Ordering::Acquire) && nobody_depends {
             return Some(End::Cancelled);
         }
         if !self.restored {

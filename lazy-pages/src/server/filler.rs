@@ -27,7 +27,7 @@ use tokio::runtime::Handle;
 use crate::{
     format::{FrameIndex, Manifest, VerifiedFrame, keys},
     server::{
-        frames::{Frames, Layout, Unit, Want},
+        frames::{Frames, Layout, REFETCHES, Unit, Want},
         journal::{Journal, Number},
         space::SpaceId,
         spaces::Spaces,
@@ -102,16 +102,16 @@ pub struct Filler {
 }
 
 /// Whether the store may answer differently later: it is not reachable, or somebody has to renew credentials or mount a
-/// directory. An object that is gone or shorter than it was stays so.
+/// directory. A body may have been cut short on its way, which is tried a few times. An object that is gone stays so.
 fn may_pass(error: &StoreError) -> bool {
     match error {
         StoreError::Unavailable { .. }
         | StoreError::Denied { .. }
         | StoreError::NoSuchStore { .. }
+        | StoreError::Truncated { .. }
         | StoreError::Other { .. } => true,
         StoreError::NotFound { .. }
         | StoreError::AlreadyExists { .. }
-        | StoreError::Truncated { .. }
         | StoreError::TooLarge { .. }
         | StoreError::NoConditionalCreate { .. }
         | StoreError::InvalidKey { .. }
@@ -293,32 +293,28 @@ impl Filler {
     async fn get(&self, key: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
         const BETWEEN: Duration = Duration::from_secs(1);
         let started = Instant::now();
+        let mut cut_short = 0;
         loop {
-            match self.store.get_range(key, offset, length).await {
+            let error = match self.store.get_range(key, offset, length).await {
                 Ok(bytes) if bytes.len() as u64 == length => {
                     self.count(Number::FetchedBytes, length);
                     return Ok(bytes);
                 }
                 Ok(bytes) => {
-                    let (store, key) = (self.store.describe(), key.to_owned());
-                    return Err(StoreError::Truncated {
-                        store,
-                        key,
-                        got: bytes.len() as u64,
-                        wanted: length,
-                    });
+                    let (store, key, got) = (self.store.describe(), key.to_owned(), bytes.len() as u64);
+                    StoreError::Truncated { store, key, got, wanted: length }
                 }
-                Err(error) => {
-                    self.count(Number::StoreErrors, 1);
-                    self.journal.set_error(&error.to_string());
-                    let patient = started.elapsed() + BETWEEN < self.limits.store_patience;
-                    if !may_pass(&error) || !patient || self.is_over() {
-                        return Err(error);
-                    }
-                    tracing::warn!(key, "the store will be asked again: {error}");
-                    tokio::time::sleep(BETWEEN).await;
-                }
+                Err(error) => error,
+            };
+            self.count(Number::StoreErrors, 1);
+            self.journal.set_error(&error.to_string());
+            cut_short += u32::from(matches!(error, StoreError::Truncated { .. }));
+            let patient = started.elapsed() + BETWEEN < self.limits.store_patience;
+            if !may_pass(&error) || cut_short > REFETCHES || !patient || self.is_over() {
+                return Err(error);
             }
+            tracing::warn!(key, "the store will be asked again: {error}");
+            tokio::time::sleep(BETWEEN).await;
         }
     }
 
@@ -391,7 +387,9 @@ impl Filler {
                 tracing::warn!("{error}; it is fetched again");
                 return self.fetch_frame(frame);
             }
-            Err(error) => return self.fail(format!("{error}, also after it was fetched again")),
+            Err(error) => {
+                return self.fail(format!("{error}, also after it was fetched again, {REFETCHES} times"));
+            }
         };
         loop {
             let seen = self.spaces.next_id();

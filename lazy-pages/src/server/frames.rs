@@ -113,6 +113,9 @@ enum Phase {
     Delivered,
 }
 
+/// What was damaged so often is so in the store, and not on its way.
+pub const REFETCHES: u32 = 3;
+
 #[derive(Debug, Default)]
 struct Active {
     /// A request for it alone is on its way, or its bytes are on their way to a worker.
@@ -123,8 +126,8 @@ struct Active {
     arrived: Option<Bytes>,
     /// A worker has it.
     working: bool,
-    /// It was damaged once and has been asked for again.
-    again: bool,
+    /// How often it was damaged and has been asked for again.
+    again: u32,
     /// When the first thread began to wait for it.
     wanted: Option<Instant>,
 }
@@ -315,12 +318,13 @@ impl Frames {
         !std::mem::replace(&mut active.working, true)
     }
 
-    /// The bytes were damaged. `true`: fetch the frame once more; `false`: that has been done already.
+    /// The bytes were damaged. `true`: fetch the frame once more; `false`: that has been done [`REFETCHES`] times.
     pub fn damaged(&mut self, frame: FrameIndex) -> bool {
         let Some(active) = self.active.get_mut(&frame.0) else { return false };
         active.working = false;
         active.urgent = true;
-        !std::mem::replace(&mut active.again, true)
+        active.again += 1;
+        active.again <= REFETCHES
     }
 
     /// No address space misses a page of the frame. Returns since when a thread has been waiting for it.

@@ -22,6 +22,7 @@
 //! force but the one to kill. (They keep the others as permitted, because the servers they start need them.)
 
 use std::{
+    cell::Cell,
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -65,7 +66,8 @@ const TICK: Duration = Duration::from_millis(100);
 /// Least chance to be chosen when memory runs out.
 const SPARE_ME: &str = "-900";
 
-const SIGNALS: [UnixSignal; 3] = [UnixSignal::SIGTERM, UnixSignal::SIGINT, UnixSignal::SIGHUP];
+/// Blocked in all of these processes; a server lets them through when it knows what to do about them.
+pub(super) const SIGNALS: [UnixSignal; 3] = [UnixSignal::SIGTERM, UnixSignal::SIGINT, UnixSignal::SIGHUP];
 
 /// What the processes around a page server do for each restore; called in a process that has no other thread.
 pub trait Work {
@@ -94,6 +96,7 @@ pub fn guard(state: &State, work: &dyn Work) -> io::Result<u8> {
         state,
         work,
         signals: SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?,
+        asked: Cell::new(None),
         adjustment: std::fs::read_to_string(ADJUSTMENT).ok(),
         at_parent_death: parent_process_death_signal().ok().flatten(),
     };
@@ -106,6 +109,8 @@ struct Guardian<'s> {
     state: &'s State,
     work: &'s dyn Work,
     signals: SignalFd,
+    /// What this process was asked to do last; every new server is told too.
+    asked: Cell<Option<Signal>>,
     /// What a server goes back to.
     adjustment: Option<String>,
     /// The signal whoever started this wants it to get when he dies. A copy does not have it.
@@ -197,7 +202,9 @@ impl Guardian<'_> {
         }
         self.state.set_vacant(false);
         deaths.started = Some(Instant::now());
-        self.start(Role::Server)
+        let server = self.start(Role::Server)?;
+        self.pass_on(self.asked.get(), server.as_ref());
+        Ok(server)
     }
 
     /// Starts a process for a role. It never returns in that process.
@@ -236,10 +243,6 @@ impl Guardian<'_> {
         if let Some(adjustment) = &self.adjustment {
             let _ = std::fs::write(ADJUSTMENT, adjustment);
         }
-        let signals: SigSet = SIGNALS.into_iter().collect();
-        if let Err(error) = signals.thread_unblock() {
-            tracing::warn!("signals do not reach this page server: {error}");
-        }
         self.work.serve(self.state);
         0
     }
@@ -276,9 +279,14 @@ impl Guardian<'_> {
     fn pass_signals_on(&self, server: Option<&OwnedFd>) {
         while let Ok(Some(info)) = self.signals.read_signal() {
             let signal = Signal::from_named_raw(info.ssi_signo as i32);
-            if let (Some(server), Some(signal)) = (server, signal) {
-                let _ = pidfd_send_signal(server, signal);
-            }
+            self.asked.set(signal);
+            self.pass_on(signal, server);
+        }
+    }
+
+    fn pass_on(&self, signal: Option<Signal>, server: Option<&OwnedFd>) {
+        if let (Some(server), Some(signal)) = (server, signal) {
+            let _ = pidfd_send_signal(server, signal);
         }
     }
 

@@ -59,14 +59,19 @@ pub struct RestoreStatus {
     pub stats: ServerStats,
 }
 
-/// Every page server whose processes this one may look at.
+/// Every page server of root's or of this process's own user.
 ///
 /// # Errors
 /// When `/proc` cannot be read.
 pub fn find() -> io::Result<Vec<Daemon>> {
     let mut found: BTreeMap<(u64, u64), Vec<PathBuf>> = BTreeMap::new();
     let name = format!("/memfd:{STATE_NAME}");
+    let own = rustix::process::geteuid().as_raw();
     for process in fs::read_dir("/proc")?.flatten() {
+        // What anybody else calls a page server's state is not believed.
+        if !process.metadata().is_ok_and(|meta| meta.uid() == 0 || meta.uid() == own) {
+            continue;
+        }
         for descriptor in fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten() {
             let path = descriptor.path();
             if fs::read_link(&path).is_ok_and(|target| target.to_string_lossy().starts_with(&name))

@@ -317,6 +317,33 @@ fn a_terminated_daemon_goes_on_while_pages_are_missing() {
 }
 
 #[test]
+fn the_guardian_and_its_standby_can_do_little_and_the_server_what_it_could_before() {
+    let mut daemon = Daemon::local(true);
+    daemon.ready();
+    let field = |pid: u32, name: &str| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim().to_owned()
+    };
+    let effective = |pid| u64::from_str_radix(&field(pid, "CapEff:"), 16).unwrap();
+    const CAP_KILL: u64 = 1 << 5;
+    for role in [Role::Guardian, Role::Standby] {
+        assert_eq!(effective(daemon.pid(role)), CAP_KILL, "{role:?}");
+        assert_eq!(field(daemon.pid(role), "Threads:"), "1", "{role:?}");
+    }
+    assert_eq!(effective(daemon.pid(Role::Server)), effective(std::process::id()));
+    // Also of one that takes the place of another.
+    daemon.kill(&[Role::Guardian, Role::Server]);
+    wait_for("all are there again", || {
+        daemon
+            .status()
+            .is_some_and(|now| now.server.is_some() && now.guardian.is_some() && now.standby.is_some())
+    });
+    assert_eq!(effective(daemon.pid(Role::Guardian)), CAP_KILL);
+    assert_eq!(effective(daemon.pid(Role::Server)), effective(std::process::id()));
+}
+
+#[test]
 fn a_terminated_daemon_ends_when_nobody_depends_on_it() {
     let mut daemon = Daemon::local(true);
     daemon.ready();

@@ -202,6 +202,28 @@ fn each_of_the_three_processes_is_replaced() {
 }
 
 #[test]
+fn signals_do_not_end_a_server_that_has_taken_over() {
+    let (mut daemon, mut target) = slowly(100);
+    let signal = |pid: u32, signal| {
+        let _ = kill(Pid::from_raw(pid as i32), signal);
+    };
+    target.tell(&format!("check {B} {PAGES} {B}"));
+    // What the guardian was told is told to every new server.
+    for role in ROLES {
+        signal(daemon.pid(role), Signal::SIGTERM);
+    }
+    for _ in 0..2 {
+        daemon.kill(&[Role::Server]);
+        assert_eq!(daemon.report()["event"], "taken-over");
+        signal(daemon.pid(Role::Server), Signal::SIGINT);
+    }
+    assert_eq!(target.answer(), "ok");
+    resident(&mut daemon);
+    target.ok(&format!("check {B} {PAGES} {B}"));
+    assert_eq!(daemon.end().code(), Some(0));
+}
+
+#[test]
 fn what_has_come_is_not_fetched_again() {
     let (mut daemon, mut target) = slowly(100);
     target.ok(&format!("check {B} {} {B}", PAGES - 8));

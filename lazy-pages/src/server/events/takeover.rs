@@ -23,7 +23,7 @@ use crate::{
         space::{Space, SpaceId},
         sys::{
             process::{pid_of, take_over},
-            uffd::{BATCH, Event, Uffd},
+            uffd::{BATCH, Event, Uffd, is_userfaultfd},
         },
         tree,
     },
@@ -42,6 +42,13 @@ impl EventLoop {
     pub fn take_over(&mut self) -> io::Result<()> {
         let snapshot = self.journal.snapshot()?;
         let replayed = Replayed::new(&snapshot, self.filler.layout.manifest())?;
+        // All are looked at before any is taken: one that was taken is closed with this value if another is refused.
+        let uffds = replayed.spaces.values().map(|space| space.uffd).chain(replayed.foreign.iter().copied());
+        for number in uffds {
+            if !is_userfaultfd(number) {
+                return Err(io::Error::other(format!("descriptor {number} is not a userfaultfd")));
+            }
+        }
         self.filler.count(Number::Takeovers, 1);
         self.registered = replayed.registered;
         for (&pidfd, &pid) in &replayed.processes {

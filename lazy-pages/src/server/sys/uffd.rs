@@ -272,7 +272,7 @@ impl Event {
 }
 
 /// Whether the open descriptor of that number is a userfaultfd.
-fn is_userfaultfd(number: RawFd) -> bool {
+pub fn is_userfaultfd(number: RawFd) -> bool {
     fs::read_link(format!("/proc/self/fd/{number}")).is_ok_and(|target| target.as_os_str() == USERFAULTFD)
 }
 

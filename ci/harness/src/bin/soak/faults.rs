@@ -70,6 +70,11 @@ impl StoreFault {
         }
     }
 
+    /// Whether what comes from the store may be damaged again and again.
+    pub fn damages(&self) -> bool {
+        matches!(self, StoreFault::Plan(plan) if plan.contains("flip") || plan.contains("truncate"))
+    }
+
     /// For the environment of a command.
     pub fn plan(&self) -> Option<&str> {
         match self {

@@ -188,17 +188,35 @@ impl World {
         Ok(listed["checkpoints"].as_array().map_or(0, Vec::len))
     }
 
-    /// The page server of this world's processes, as `lazy-pages status` shows it.
+    /// Attaches a server if the guardian waits for that. Whether it did.
+    pub fn attach(&self) -> Result<bool, Failure> {
+        let Some(status) = self.status().filter(|status| status["needs_attach"] == true) else {
+            return Ok(false);
+        };
+        let guardian = status["guardian"].to_string();
+        let attached = Command::new(&self.lazy_pages).args(["attach", "--guardian", &guardian]).output()?;
+        match attached.status.success() {
+            true => Ok(true),
+            false => Err(Failure::Broken(format!("attach: {}", String::from_utf8_lossy(&attached.stderr)))),
+        }
+    }
+
+    /// The page server of this world's processes.
     pub fn page_server(&self) -> Option<PageServer> {
+        let ours = self.status()?;
+        let pid = |role: &str| ours[role].as_i64().map(|pid| pid as i32);
+        Some(PageServer { server: pid("server"), guardian: pid("guardian"), standby: pid("standby") })
+    }
+
+    /// What `lazy-pages status` says of it.
+    fn status(&self) -> Option<Value> {
         let output = Command::new(&self.lazy_pages).args(["status", "--json"]).output().ok()?;
         let found: Vec<Value> = serde_json::from_slice(&output.stdout).ok()?;
         let work = self.place.path().to_string_lossy().into_owned();
-        let ours = found.iter().find(|daemon| {
+        found.into_iter().find(|daemon| {
             let directory = daemon["restores"][0]["directory"].as_str();
             directory.is_some_and(|directory| directory.starts_with(&work))
-        })?;
-        let pid = |role: &str| ours[role].as_i64().map(|pid| pid as i32);
-        Some(PageServer { server: pid("server"), guardian: pid("guardian"), standby: pid("standby") })
+        })
     }
 
     /// Waits until nobody holds the tree frozen.
