@@ -33,11 +33,11 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, File},
+    fs,
     io::{self, Write},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, RawFd},
-        unix::{fs::FileExt, net::UnixListener},
+        unix::net::UnixListener,
     },
     path::PathBuf,
     process,
@@ -65,6 +65,7 @@ use crate::{
         guardian::{SIGNALS, Work, guard, hold, revive_alone, wait_for},
         journal::{Journal, Number, Phase},
         kill::{cut_connections, end_tree, let_go, unknown_spaces},
+        saved::{Saved, read_whole},
         state::{Role, State},
         status,
         sys::{
@@ -77,9 +78,6 @@ use crate::{
 
 /// The socket's name, which CRIU knows.
 pub const SOCKET: &str = "lazy-pages.socket";
-
-/// The name of the configuration in `/proc/PID/fd`.
-pub(super) const CONFIG_NAME: &str = "lazy-pages-config";
 
 /// Exit code: every page is in memory, or the processes ended by themselves.
 pub const EXIT_DONE: u8 = 0;
@@ -261,77 +259,6 @@ pub fn revive(state: RawFd) -> io::Result<u8> {
     state.call(Role::Server);
     state.call(Role::Standby);
     guard(&state, &config)
-}
-
-/// A configuration as it is kept for a successor.
-#[derive(Serialize, Deserialize)]
-struct Saved {
-    store: String,
-    restores: Vec<SavedRestore>,
-    json: bool,
-    patience: Duration,
-    revival: Vec<OsString>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct SavedRestore {
-    app: String,
-    checkpoint: Option<String>,
-    directory: PathBuf,
-}
-
-impl Saved {
-    fn of(config: &DaemonConfig) -> Self {
-        let restore = |restore: &Restore| SavedRestore {
-            app: restore.app.to_string(),
-            checkpoint: restore.checkpoint.map(|id| id.to_string()),
-            directory: restore.directory.clone(),
-        };
-        Self {
-            store: config.store.to_string(),
-            restores: config.restores.iter().map(restore).collect(),
-            json: config.json,
-            patience: config.patience,
-            revival: config.revival.clone(),
-        }
-    }
-
-    fn save(&self) -> io::Result<std::os::fd::OwnedFd> {
-        memory_file(CONFIG_NAME, &serde_json::to_vec(self)?)
-    }
-
-    fn load(number: RawFd) -> io::Result<DaemonConfig> {
-        Self::read(&read_whole(number)?)
-    }
-
-    fn read(bytes: &[u8]) -> io::Result<DaemonConfig> {
-        let saved: Self = serde_json::from_slice(bytes)?;
-        let restore = |saved: SavedRestore| {
-            let checkpoint = saved.checkpoint.map(|id| id.parse()).transpose().map_err(io::Error::other)?;
-            let app = saved.app.parse().map_err(io::Error::other)?;
-            Ok(Restore { app, checkpoint, directory: saved.directory })
-        };
-        Ok(DaemonConfig {
-            store: saved.store.parse().map_err(io::Error::other)?,
-            restores: saved.restores.into_iter().map(restore).collect::<io::Result<_>>()?,
-            json: saved.json,
-            patience: saved.patience,
-            revival: saved.revival,
-        })
-    }
-}
-
-/// The content of one of our memory files.
-fn read_whole(number: RawFd) -> io::Result<Vec<u8>> {
-    let file = File::from(duplicate(number)?);
-    let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];
-    file.read_exact_at(&mut bytes, 0)?;
-    Ok(bytes)
-}
-
-/// The configuration of a daemon, as another process finds it.
-pub(super) fn config_of(bytes: &[u8]) -> io::Result<DaemonConfig> {
-    Saved::read(bytes)
 }
 
 impl Work for DaemonConfig {
@@ -666,30 +593,3 @@ fn concluded(journal: &Journal) -> Outcome {
 
 /// How often a server looks for others than those it watches, and whether all is over.
 const GUARD_TICK: Duration = Duration::from_millis(50);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_successor_reads_the_configuration_it_was_left() {
-        let config = DaemonConfig {
-            store: "s3://bucket/prefix?endpoint=http://127.0.0.1:9000&region=us-east-1&path-style=true"
-                .parse()
-                .unwrap(),
-            restores: vec![
-                Restore { app: "a/b/c".parse().unwrap(), checkpoint: None, directory: "/run/c".into() },
-                Restore {
-                    app: "d".parse().unwrap(),
-                    checkpoint: Some(CheckpointId::new()),
-                    directory: "relative".into(),
-                },
-            ],
-            json: true,
-            patience: Duration::from_millis(1500),
-            revival: vec!["guardian".into(), "--state".into()],
-        };
-        let file = Saved::of(&config).save().unwrap();
-        assert_eq!(Saved::load(file.as_raw_fd()).unwrap(), config);
-    }
-}

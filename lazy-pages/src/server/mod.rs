@@ -33,6 +33,7 @@ mod page_state;
 mod presence;
 mod registration;
 mod replay;
+mod saved;
 mod snapshot;
 mod space;
 mod spaces;

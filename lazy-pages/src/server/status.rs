@@ -15,8 +15,9 @@ use serde::Serialize;
 
 use crate::server::{
     ServerStats,
-    daemon::{self, CONFIG_NAME, DaemonConfig},
+    daemon::{self, DaemonConfig},
     journal::Phase,
+    saved::{CONFIG_NAME, Saved},
     state::{Role, STATE_NAME, State},
 };
 
@@ -91,7 +92,7 @@ impl Daemon {
         let state = State::open(file.ok_or(io::ErrorKind::NotFound)?.into())?;
         let holder =
             ROLES.into_iter().find_map(|role| holder(&state, role)).ok_or(io::ErrorKind::NotFound)?;
-        let config = daemon::config_of(&read_of(holder, state.config())?)?;
+        let config = Saved::read(&read_of(holder, state.config())?)?;
         if config.restores.len() != state.journals().len() {
             return Err(io::Error::other("its configuration does not fit its state"));
         }

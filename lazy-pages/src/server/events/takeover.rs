@@ -62,6 +62,7 @@ impl EventLoop {
             let uffd = Uffd::take_over(known.uffd)?;
             let space = self.filler.spaces.add(Space::new(id, known.object, uffd, known.state));
             self.filler.frames().expect_again(&self.filler.layout, space.object);
+            self.watch(space.uffd().as_fd(), Source::Space(space.id));
             spaces.push((space, known.pid));
         }
         self.filler.spaces.continue_from(SpaceId(replayed.next));
@@ -78,7 +79,6 @@ impl EventLoop {
         // Children may have been forked that nobody has looked for yet.
         self.forked = true;
         for space in self.filler.spaces.all() {
-            self.watch(space.uffd().as_fd(), Source::Space(space.id));
             space.uffd().wake(LOWEST, HIGHEST);
         }
         let missing = self.filler.spaces.missing_pages();
@@ -127,7 +127,7 @@ impl EventLoop {
         self.tree.add(pid, pidfd);
     }
 
-    /// What the dead server had read and not applied.
+    /// What the dead server had read and not applied, forks among it.
     fn apply_staged(&mut self, snapshot: &Snapshot) {
         for &(id, event) in &snapshot.staged {
             let Some(space) = self.filler.spaces.get(id) else { continue };
