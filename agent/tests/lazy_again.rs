@@ -15,7 +15,7 @@ use serde_json::Value;
 
 /// How long pages take. A page server has 64 MiB under way at a time, so the workloads here, which hold more than that,
 /// get the first half of their pages after this time and the rest after twice of it.
-const SLOW: Duration = Duration::from_millis(700);
+const SLOW: Duration = Duration::from_millis(1500);
 
 /// Long enough for pages that are on their way to stay there.
 const STALLED: Duration = Duration::from_secs(60);
