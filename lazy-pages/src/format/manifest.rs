@@ -137,18 +137,6 @@ pub struct MemoryMap {
 }
 
 impl MemoryMap {
-    /// Runs that must be in memory before the process runs, ascending: those outside every lazily restored area. Their
-    /// pages, zero ones included, make up `pages-<n>.img`, in this order.
-    pub fn eager_runs(&self) -> impl Iterator<Item = &Run> {
-        let mut vmas = self.vmas.iter().peekable();
-        self.runs.iter().filter(move |run| {
-            while vmas.next_if(|vma| vma.end <= run.start).is_some() {}
-            vmas.peek().is_none_or(|vma| run.start < vma.start)
-        })
-    }
-}
-
-impl MemoryMap {
     /// The run that holds the page at `address`.
     pub fn run_at(&self, address: VirtAddr) -> Option<&Run> {
         let at = self.runs.partition_point(|run| run.end() <= address);
