@@ -43,7 +43,7 @@ use crate::{
         registration::Connection,
         space::{Answer, FillError, Space, SpaceId},
         sys::uffd::{BATCH, Event, Uffd},
-        tree::Tree,
+        tree::{Tree, has_ended},
     },
     units::VirtAddr,
 };
@@ -119,6 +119,13 @@ impl Source {
     }
 }
 
+/// A task that was killed because nobody serves its memory, and its descriptor. It is closed when the task has ended: any
+/// earlier, its missing pages would be zeros.
+struct Refused {
+    pidfd: OwnedFd,
+    _uffd: OwnedFd,
+}
+
 struct Deferred {
     space: Arc<Space>,
     page: VirtAddr,
@@ -146,6 +153,7 @@ pub struct EventLoop {
     tree: Tree,
     /// Descriptors of tasks that do not belong here; held until those tasks have ended.
     foreign: Vec<Uffd>,
+    refused: Vec<Refused>,
     forked: bool,
     deferred: Vec<Deferred>,
     faults: Vec<VirtAddr>,
@@ -224,6 +232,7 @@ impl EventLoop {
             restore_failure: None,
             tree: Tree::default(),
             foreign: Vec::new(),
+            refused: Vec::new(),
             forked: false,
             deferred: Vec::new(),
             faults: Vec::with_capacity(BATCH),
@@ -249,12 +258,17 @@ impl EventLoop {
                 break end;
             }
         };
+        self.close_admission();
         self.filler.end();
         drop(keep_working);
         if let End::RestoreFailed(reason) | End::Stopped(reason) = &end {
             tracing::error!("the restored processes are killed: {reason}");
             self.kill_tree();
         }
+        until_gone(|| {
+            self.refused.retain(|task| !has_ended(task.pidfd.as_fd()));
+            self.refused.len()
+        });
         // Nothing is missing, or nobody is there to miss it. Said before anything is closed: whoever takes over must not
         // look for descriptors any more.
         self.publish();
@@ -428,6 +442,7 @@ impl EventLoop {
             // Before its descriptor is closed and its number means something else.
             self.writer.append(Record::Closed { space: space.id });
         }
+        self.refused.retain(|task| !has_ended(task.pidfd.as_fd()));
     }
 
     /// Puts where things stand where others can see it.
@@ -444,15 +459,18 @@ impl EventLoop {
 
     /// Whether it is over, and how.
     fn settle(&mut self) -> Option<End> {
+        if self.cancel.load(Ordering::Acquire) && self.nobody_depends() {
+            // Not before it has been seen that nobody has asked in the meantime.
+            self.close_admission();
+            if self.nobody_depends() {
+                return Some(End::Cancelled);
+            }
+        }
         if let Some(reason) = self.restore_failure.take() {
             return Some(End::RestoreFailed(reason));
         }
         if let Some(reason) = self.filler.failure() {
             return Some(End::Stopped(reason.to_owned()));
-        }
-        let nobody_depends = self.owner.is_none() && !self.restored && self.filler.spaces.is_empty();
-        if self.cancel.load(Ordering::Acquire) && nobody_depends {
-            return Some(End::Cancelled);
         }
         if !self.restored {
             return None;
@@ -471,6 +489,10 @@ impl EventLoop {
         }
         // A tree of zombies only has no memory.
         Some(if self.registered.is_empty() { End::Resident } else { End::TreeGone })
+    }
+
+    fn nobody_depends(&self) -> bool {
+        self.owner.is_none() && !self.restored && self.filler.spaces.is_empty()
     }
 
     /// The last look before descriptors are closed. Only this thread adds address spaces and applies events, so what it

@@ -80,12 +80,21 @@ impl Tree {
 
     fn signal(&self, signal: Signal) {
         for (pid, pidfd) in &self.processes {
-            match pidfd_send_signal(pidfd, signal) {
-                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                Err(error) => tracing::error!(pid, "a process cannot be signalled: {error}"),
-            }
+            send(*pid, pidfd, signal);
         }
     }
+}
+
+fn send(pid: u32, pidfd: &OwnedFd, signal: Signal) {
+    match pidfd_send_signal(pidfd, signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(error) => tracing::error!(pid, "a process cannot be signalled: {error}"),
+    }
+}
+
+/// Kills one process.
+pub fn kill(pid: u32, pidfd: &OwnedFd) {
+    send(pid, pidfd, Signal::KILL);
 }
 
 /// Opens a process that is known to be there.

@@ -101,7 +101,8 @@ fn a_peer_that_registers_a_task_of_another_process_cannot_take_the_restore_over(
     let mut target = served.restored(&[area(B, PAGES)]);
     // And once it has begun, nobody else ends it.
     let mut late = Target::start(&served.socket());
-    late.ok(&format!("arm; pid {PID}; send"));
+    late.tell(&format!("arm; pid {PID}; send; sleep 60000"));
+    late.assert_killed();
     let mut finisher = UnixStream::connect(served.socket()).unwrap();
     finisher.write_all(b"FTSR").unwrap();
     target.ok(&format!("check {B} {PAGES} {B}"));

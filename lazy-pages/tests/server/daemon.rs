@@ -354,6 +354,26 @@ fn a_terminated_daemon_ends_when_nobody_depends_on_it() {
 }
 
 #[test]
+fn what_was_sent_before_a_daemon_was_told_to_end_is_served() {
+    // Whether it looks at the socket or at the signal first is the kernel's choice: several times.
+    for _ in 0..10 {
+        let mut daemon = Daemon::local(true);
+        daemon.ready();
+        let server = Pid::from_raw(daemon.pid(Role::Server) as i32);
+        kill(server, Signal::SIGSTOP).unwrap();
+        let mut target = Target::start(&daemon.socket());
+        target.map(&[area(B, PAGES)]);
+        target.tell(&format!("arm; pid {PID}; send; finish; check {B} {PAGES} {B}"));
+        thread::sleep(Duration::from_millis(20));
+        kill(server, Signal::SIGTERM).unwrap();
+        kill(server, Signal::SIGCONT).unwrap();
+        assert_eq!(target.answer(), "ok");
+        assert_eq!(daemon.report()["event"], "resident");
+        assert_eq!(daemon.end().code(), Some(0));
+    }
+}
+
+#[test]
 fn a_daemon_that_cannot_start_says_why() {
     let place = tempfile::tempdir().unwrap();
     let failed = |command: &mut Command, directory: &Path| {

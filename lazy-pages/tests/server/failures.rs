@@ -178,11 +178,7 @@ fn whoever_else_connects_does_no_harm() {
         assert!(answer.is_empty());
     }
     let mut wrong = Target::start(&served.socket());
-    wrong.ok("arm; pid 77; send");
-    let mut wrong = Target::start(&served.socket());
     wrong.ok(&format!("pid {PID}; send-stdin"));
-    let mut wrong = Target::start(&served.socket());
-    wrong.ok(&format!("arm-deaf; pid {PID}; send"));
 
     let mut target = served.restored(&[area(B, 1024)]);
     target.ok(&format!("check {B} 1024 {B}"));
@@ -218,12 +214,28 @@ fn users_other_than_root_and_its_own_cannot_register() {
 }
 
 #[test]
+fn a_task_that_cannot_be_served_is_killed_and_sees_no_zeros() {
+    let served = serve(|_| {}, |_| {});
+    for registration in ["arm; pid 77; send".to_owned(), format!("arm-deaf; pid {PID}; send")] {
+        let mut wrong = Target::start(&served.socket());
+        wrong.map(&[area(B, 1024)]);
+        wrong.tell(&format!("{registration}; sleep 60000"));
+        wrong.assert_killed();
+    }
+    let mut target = served.restored(&[area(B, 1024)]);
+    target.ok(&format!("check {B} 1024 {B}"));
+    served.assert_resident();
+}
+
+#[test]
 fn a_second_restore_is_refused_and_does_not_disturb_the_first() {
     let served =
         serve(|store| store.behave(|_, _, bytes| Answer::Later(Duration::from_millis(50), bytes)), |_| {});
     let mut target = served.restored(&[area(B, 1024)]);
     let mut second = Target::start(&served.socket());
-    second.ok(&format!("arm; pid {PID}; send"));
+    second.map(&[area(B, 1024)]);
+    second.tell(&format!("arm; pid {PID}; send; finish; check {B} 1024 {B}"));
+    second.assert_killed();
     target.ok(&format!("check {B} 1024 {B}"));
     served.assert_resident();
 }

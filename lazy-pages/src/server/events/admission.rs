@@ -2,20 +2,27 @@
 //!
 //! What always holds: a connection that has not registered anything can do no harm, whatever it sends. The first one that
 //! registers a task of this checkpoint owns the restore; from then on, whatever goes wrong on it is a failed restore,
-//! and its tasks are killed rather than left to run on zeros.
+//! and its tasks are killed rather than left to run on zeros. So is a task that hands over its descriptor and cannot be
+//! served. Nothing that was sent goes unread: a descriptor that waits in a socket is a task's memory, and closing the
+//! socket would make zeros of it.
 
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
-use super::{EventLoop, Source, mark};
+use rustix::{
+    event::epoll,
+    net::{Shutdown, shutdown},
+};
+
+use super::{EventLoop, Refused, Source, mark};
 use crate::server::{
     journal::{MAX_CONNECTIONS, Number, Phase, Record},
     page_state::PageState,
     registration::{Connection, Message},
     space::Space,
-    sys::uffd::Uffd,
+    sys::uffd::{Uffd, is_userfaultfd},
     tree,
 };
 
@@ -25,7 +32,12 @@ impl EventLoop {
         loop {
             let stream = match self.listener.accept() {
                 Ok((stream, _)) => stream,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // The latter once it is shut down.
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::InvalidInput) =>
+                {
+                    return;
+                }
                 Err(error) => {
                     tracing::warn!("a connection cannot be accepted: {error}");
                     return;
@@ -48,7 +60,27 @@ impl EventLoop {
             && let Some(oldest) = self.connections.keys().filter(|id| Some(**id) != self.owner).min().copied()
         {
             tracing::warn!("too many connections: one that has not registered a task is closed");
-            self.close_connection(oldest);
+            self.hear_out(oldest);
+        }
+    }
+
+    /// Lets nobody register any more but whoever restores already, and has seen everything that was sent until then when it
+    /// returns.
+    pub(super) fn close_admission(&mut self) {
+        let _ = epoll::delete(&self.epoll, &self.listener);
+        let _ = shutdown(&self.listener, Shutdown::Both);
+        self.accept();
+        let others = self.connections.keys().filter(|id| Some(**id) != self.owner);
+        for id in others.copied().collect::<Vec<_>>() {
+            self.hear_out(id);
+        }
+    }
+
+    /// Closes a connection after the last that was sent on it. The peer can send no more from the moment that this begins.
+    fn hear_out(&mut self, id: u64) {
+        if let Some(connection) = self.connections.get(&id) {
+            let _ = shutdown(connection, Shutdown::Both);
+            self.read_connection(id);
         }
     }
 
@@ -102,7 +134,10 @@ impl EventLoop {
     fn register(&mut self, connection: u64, pid: u32, sender: u32, fd: OwnedFd) -> Result<(), String> {
         let uffd = match Uffd::adopt(fd) {
             Ok(uffd) => uffd,
-            Err((_, reason)) => return Err(format!("the descriptor of task {pid} cannot be used: {reason}")),
+            Err((fd, reason)) => {
+                self.refuse(sender, fd);
+                return Err(format!("the descriptor of task {pid} cannot be used: {reason}"));
+            }
         };
         let known = self.check_task(connection, pid, sender);
         if self.owner.is_none() && known.is_ok() {
@@ -110,6 +145,7 @@ impl EventLoop {
             mark(&self.journal, Number::Registered);
         }
         if self.owner != Some(connection) {
+            self.refuse(sender, uffd.into());
             return known.map(|_| ());
         }
         // It is our restore now: whatever is wrong with this task, it must not run on with zeros.
@@ -150,6 +186,17 @@ impl EventLoop {
                 self.foreign.push(uffd);
                 Err(known.err().unwrap_or_else(|| format!("task {pid} cannot be watched")))
             }
+        }
+    }
+
+    /// Ends a task whose descriptor nobody will answer.
+    fn refuse(&mut self, sender: u32, fd: OwnedFd) {
+        if is_userfaultfd(fd.as_raw_fd())
+            && let Ok(pidfd) = tree::open(sender)
+        {
+            tracing::error!(pid = sender, "a process is killed: its memory is not served from here");
+            tree::kill(sender, &pidfd);
+            self.refused.push(Refused { pidfd, _uffd: fd });
         }
     }
 

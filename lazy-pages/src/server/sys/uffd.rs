@@ -122,6 +122,12 @@ impl AsFd for Uffd {
     }
 }
 
+impl From<Uffd> for OwnedFd {
+    fn from(uffd: Uffd) -> Self {
+        uffd.0
+    }
+}
+
 impl Uffd {
     /// Takes a descriptor that came from outside.
     ///
