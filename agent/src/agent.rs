@@ -14,7 +14,7 @@ use crate::error::AgentError;
 /// use migration_agent::{Agent, CheckpointRequest, Progress};
 ///
 /// let agent = Agent::new("file:///var/lib/checkpoints".parse()?, None, None)?;
-/// let request = CheckpointRequest { app: "redis".parse()?, pid: 4711, leave_running: false, tcp_established: false };
+/// let request = CheckpointRequest::new("redis".parse()?, 4711);
 /// let report = agent.checkpoint(&request, &Progress::default())?;
 /// println!("{} is safe; frozen for {} ms", report.checkpoint, report.frozen_ms);
 /// # Ok::<(), Box<dyn std::error::Error>>(())

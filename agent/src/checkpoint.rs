@@ -60,6 +60,13 @@ pub struct CheckpointRequest {
     pub tcp_established: bool,
 }
 
+impl CheckpointRequest {
+    /// A checkpoint after which the tree has ended.
+    pub fn new(app: AppId, pid: u32) -> Self {
+        Self { app, pid, leave_running: false, tcp_established: false }
+    }
+}
+
 /// What a committed checkpoint cost and holds.
 #[derive(Debug, Clone, Serialize)]
 pub struct CheckpointReport {

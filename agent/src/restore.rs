@@ -26,6 +26,7 @@ use lazy_pages::{
     format::{Manifest, MemoryMap, ObjectId},
     ids::{AppId, CheckpointId},
     reader::{Checkpoint, Pages, ReadError},
+    server::STORE_PATIENCE,
     units::PAGE_SIZE,
 };
 use nix::{
@@ -91,13 +92,28 @@ pub struct RestoreRequest {
     pub stdio: [OwnedFd; 3],
     /// A program whose `page-server` subcommand serves pages, as `migration-agent`'s does.
     pub page_server: PathBuf,
-    /// How long the processes wait for a store that cannot be reached before they are killed;
-    /// [`STORE_PATIENCE`](lazy_pages::server::STORE_PATIENCE) is a sensible choice.
+    /// How long the processes wait for a store that cannot be reached before they are killed.
     pub patience: Duration,
     /// Where the page server's log goes; to standard error if `None`.
     pub page_server_log: Option<PathBuf>,
     /// Restore established TCP connections.
     pub tcp_established: bool,
+}
+
+impl RestoreRequest {
+    /// The newest checkpoint of `app`, on demand from storage.
+    pub fn new(app: AppId, stdio: [OwnedFd; 3], page_server: PathBuf) -> Self {
+        Self {
+            app,
+            checkpoint: None,
+            strategy: Strategy::LazyStorage,
+            stdio,
+            page_server,
+            patience: STORE_PATIENCE,
+            page_server_log: None,
+            tcp_established: false,
+        }
+    }
 }
 
 /// A tree that runs.

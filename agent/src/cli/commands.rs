@@ -1,17 +1,16 @@
 //! From what was typed to what is done.
 
-use std::{ffi::OsString, process::ExitCode, sync::Arc, time::Duration};
+use std::process::ExitCode;
 
 use clap::Parser;
-use lazy_pages::server::daemon;
-use migration_agent::{Agent, AgentError, Progress, settings, supervise::Signals};
+use migration_agent::{Agent, AgentError, settings, supervise::Signals};
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    args::{self, Cli, Command, Global},
-    check, inspect,
-    output::{Output, ProgressLine},
-    restore, run,
+    args::{Cli, Command, Global},
+    check, checkpoint, inspect,
+    output::Output,
+    page_server, restore, run,
 };
 
 /// Runs the command line.
@@ -36,9 +35,9 @@ pub fn main() -> ExitCode {
             }),
             Err(error) => failed(error, None),
         },
-        Command::Checkpoint(checkpoint) => {
-            let pid = checkpoint.pid;
-            match take_checkpoint(checkpoint, &cli.global, output) {
+        Command::Checkpoint(typed) => {
+            let pid = typed.pid;
+            match checkpoint::checkpoint(typed, &cli.global, output) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => failed(error, what_is_left(pid).as_deref()),
             }
@@ -47,8 +46,8 @@ pub fn main() -> ExitCode {
         Command::Show(which) => finish(inspect::show(&which, &cli.global, output), failed),
         Command::Verify(verify) => finish(inspect::verify(&verify, &cli.global, output), failed),
         Command::Delete(delete) => finish(inspect::delete(&delete, &cli.global, output), failed),
-        Command::PageServer(server) => serve_pages(server, &cli.global),
-        Command::Guardian { state } => guard(state),
+        Command::PageServer(server) => page_server::serve(server, &cli.global),
+        Command::Guardian { state } => page_server::guard(state),
     }
 }
 
@@ -70,51 +69,6 @@ fn finish(result: Result<(), AgentError>, failed: impl Fn(AgentError, Option<&st
 
 fn what_is_left(pid: u32) -> Option<String> {
     migration_agent::is_alive(pid).then(|| format!("process {pid} runs on"))
-}
-
-fn take_checkpoint(typed: args::Checkpoint, global: &Global, output: Output) -> Result<(), AgentError> {
-    let agent = agent(global)?;
-    let request = migration_agent::CheckpointRequest {
-        app: typed.app,
-        pid: typed.pid,
-        leave_running: typed.leave_running,
-        tcp_established: typed.tcp_established,
-    };
-    let progress = Arc::new(Progress::default());
-    let line = ProgressLine::start(Arc::clone(&progress));
-    let report = agent.checkpoint(&request, &progress);
-    drop(line);
-    output.result(&report?, inspect::describe_checkpoint);
-    Ok(())
-}
-
-fn serve_pages(typed: args::PageServer, global: &Global) -> ExitCode {
-    let store = match global.store.clone().map_or_else(settings::default_store, Ok) {
-        Ok(store) => store,
-        Err(error) => {
-            Output { json: global.json }.error(&error, None);
-            return ExitCode::FAILURE;
-        }
-    };
-    let restore =
-        daemon::Restore { app: typed.app, checkpoint: Some(typed.checkpoint), directory: typed.dir };
-    ExitCode::from(daemon::run(&daemon::DaemonConfig {
-        store,
-        restores: vec![restore],
-        json: global.json,
-        patience: Duration::from_secs(typed.patience),
-        revival: ["guardian", "--state"].map(OsString::from).to_vec(),
-    }))
-}
-
-fn guard(state: i32) -> ExitCode {
-    daemon::revive(state).map_or_else(
-        |error| {
-            tracing::error!(%error, "this is for page servers only");
-            ExitCode::FAILURE
-        },
-        ExitCode::from,
-    )
 }
 
 fn start_log(verbose: u8) {

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use clap::Args;
 use lazy_pages::{
     catalog::Catalog,
     format::{FRAME_PAGES, Manifest},
+    ids::{AppId, CheckpointId},
     units::PAGE_SIZE,
     verify,
 };
@@ -12,10 +14,46 @@ use migration_agent::{AgentError, CheckpointReport, Progress, Stage};
 use serde::Serialize;
 
 use super::{
-    args::{Delete, Global, List, OneCheckpoint, Verify},
+    args::Global,
     commands::agent,
     output::{Output, ProgressLine, human_bytes},
 };
+
+#[derive(Debug, Args)]
+pub struct List {
+    /// Name of the application; without it, all applications are listed
+    #[arg(long, value_name = "NAME")]
+    pub app: Option<AppId>,
+}
+
+#[derive(Debug, Args)]
+pub struct OneCheckpoint {
+    /// Name of the application
+    #[arg(long, value_name = "NAME")]
+    pub app: AppId,
+    /// Which checkpoint [default: the newest]
+    #[arg(long, value_name = "ID")]
+    pub checkpoint: Option<CheckpointId>,
+}
+
+#[derive(Debug, Args)]
+pub struct Verify {
+    #[command(flatten)]
+    pub which: OneCheckpoint,
+    /// Fetch every page and check its hash
+    #[arg(long)]
+    pub read_data: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Delete {
+    /// Name of the application
+    #[arg(long, value_name = "NAME")]
+    pub app: AppId,
+    /// Which checkpoint
+    #[arg(long, value_name = "ID")]
+    pub checkpoint: CheckpointId,
+}
 
 /// One checkpoint, as `list` and `show` print it.
 #[derive(Serialize)]

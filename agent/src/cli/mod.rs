@@ -5,9 +5,11 @@
 
 mod args;
 mod check;
+mod checkpoint;
 mod commands;
 mod inspect;
 mod output;
+mod page_server;
 mod restore;
 mod run;
 

@@ -9,18 +9,62 @@ use std::{
     time::Duration,
 };
 
+use clap::Args;
+use lazy_pages::{
+    ids::{AppId, CheckpointId},
+    server::STORE_PATIENCE,
+};
 use migration_agent::{
-    AgentError, Progress, Residency, RestoreRequest, Restored, settings,
+    AgentError, Progress, Residency, RestoreRequest, Restored, Strategy, settings,
     supervise::{self, Signals},
 };
 use serde::Serialize;
 
 use super::{
-    args::{Global, Restore},
+    args::Global,
     commands::agent,
     output::{Output, ProgressLine},
     run::write_pid,
 };
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  migration-agent restore --app cache                     stay in front of it, until it ends
+  migration-agent restore --app cache --detach            return when it runs
+  migration-agent restore --app cache --wait-resident     return when all of its pages are in memory
+
+In front, the workload's pipes and terminals continue on this program's standard streams. Detached, they continue in the file named by --output, which is shown in the result.")]
+pub struct Restore {
+    /// Name of the application
+    #[arg(long, value_name = "NAME")]
+    pub app: AppId,
+    /// Which checkpoint [default: the newest]
+    #[arg(long, value_name = "ID")]
+    pub checkpoint: Option<CheckpointId>,
+    /// Where pages come from: `full` fetches all before the process runs, `lazy-storage` on demand
+    #[arg(long, default_value = "lazy-storage", value_name = "full|lazy-storage")]
+    pub strategy: Strategy,
+    /// Return as soon as the process runs; its page server goes on in the background
+    #[arg(long)]
+    pub detach: bool,
+    /// Return when all pages are in memory
+    #[arg(long)]
+    pub wait_resident: bool,
+    /// Where a detached workload's output goes: a file, or `inherit` for this program's own streams
+    /// [default: a log file in the user's state directory]
+    #[arg(long, value_name = "FILE|inherit")]
+    pub output: Option<PathBuf>,
+    /// How long the restored processes wait for a store that cannot be reached, where they touch pages that have not come
+    /// yet, before they are killed
+    #[arg(long, value_name = "SECONDS", default_value_t = STORE_PATIENCE.as_secs())]
+    pub patience: u64,
+    /// Write the workload's pid here
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Restore established TCP connections
+    #[arg(long)]
+    pub tcp_established: bool,
+}
 
 /// What `restore` prints.
 #[derive(Serialize)]
@@ -28,7 +72,7 @@ struct Report {
     checkpoint: String,
     app: String,
     pid: u32,
-    strategy: migration_agent::Strategy,
+    strategy: Strategy,
     resume_ms: f64,
     #[serde(flatten)]
     residency: Option<Residency>,
@@ -53,16 +97,13 @@ pub fn restore(
         (None, true) => None,
         (None, false) => Some(default_log(&typed)?),
     };
-    let request = RestoreRequest {
-        app: typed.app.clone(),
-        checkpoint: typed.checkpoint,
-        strategy: typed.strategy,
-        stdio: streams(log.as_deref())?,
-        page_server: env::current_exe().map_err(io_error("cannot find this program"))?,
-        patience: Duration::from_secs(typed.patience),
-        page_server_log: (!in_front).then(|| page_server_log(&typed)).transpose()?,
-        tcp_established: typed.tcp_established,
-    };
+    let page_server = env::current_exe().map_err(io_error("cannot find this program"))?;
+    let mut request = RestoreRequest::new(typed.app.clone(), streams(log.as_deref())?, page_server);
+    request.checkpoint = typed.checkpoint;
+    request.strategy = typed.strategy;
+    request.patience = Duration::from_secs(typed.patience);
+    request.page_server_log = (!in_front).then(|| page_server_log(&typed)).transpose()?;
+    request.tcp_established = typed.tcp_established;
     let progress = Arc::new(Progress::default());
     let line = ProgressLine::start(Arc::clone(&progress));
     let mut restored = match agent.restore(request, &progress) {

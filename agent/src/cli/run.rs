@@ -1,10 +1,34 @@
 //! `run`: in front of a workload.
 
-use std::{fs, path::Path, process::ExitCode};
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
+use clap::Args;
+use lazy_pages::ids::AppId;
 use migration_agent::{AgentError, launch, supervise, supervise::Signals};
 
-use super::args::Run;
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  migration-agent run --app cache --pid-file /run/cache.pid -- redis-server --save ''
+
+The workload gets a session of its own and this program's standard streams, environment and working directory. Signals
+are passed on to it, and its exit code comes back; 128 plus the signal if one ended it, so 137 after a checkpoint that
+moved it away.")]
+pub struct Run {
+    /// Name of the application: app, namespace/app or cluster/namespace/app
+    #[arg(long, value_name = "NAME")]
+    pub app: AppId,
+    /// Write the workload's pid here
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// The workload
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
 
 /// Starts the workload and ends with its exit code.
 pub fn run(typed: &Run, signals: &Signals) -> Result<ExitCode, AgentError> {
