@@ -35,6 +35,14 @@ pub fn is_running(pid: i32) -> bool {
     !matches!(state(pid), None | Some('Z' | 'X'))
 }
 
+/// The signal that ended a process nobody has collected yet.
+pub fn ended_by(pid: i32) -> Option<i32> {
+    let fields = stat_fields(pid).filter(|fields| fields.first().is_some_and(|state| state == "Z"))?;
+    // The wait status is field 52 of the file, and the state field 3.
+    let status: i32 = fields.get(49)?.parse().ok()?;
+    Some(status & 0x7f).filter(|signal| *signal != 0)
+}
+
 /// The fields of `/proc/PID/stat` after the name, which may itself hold blanks and parentheses.
 fn stat_fields(pid: i32) -> Option<Vec<String>> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

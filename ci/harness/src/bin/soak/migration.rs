@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use migration_harness::process;
 
-use crate::faults::{StoreFault, calm, kill_around_page_server, kill_criu};
+use crate::faults::{StoreFault, calm, died_with_criu, kill_around_page_server, kill_criu};
 use crate::random::Random;
 use crate::tally::{Failure, Tally};
 use crate::world::{Said, World};
@@ -71,6 +71,9 @@ fn checkpoint(world: &World, random: &mut Random, tally: &mut Tally, known: usiz
     }
     calm(world);
     if !world.is_running() && world.checkpoints()? == known {
+        if died_with_criu(world, tally) {
+            return Err(Failure::DiedWithCriu);
+        }
         return Err(Failure::Lost("the tree has gone and there is no checkpoint of it".to_owned()));
     }
     Ok(())

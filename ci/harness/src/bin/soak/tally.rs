@@ -14,6 +14,8 @@ pub enum Failure {
     Corrupt(String),
     /// Neither running nor restorable.
     Lost(String),
+    /// Ended because CRIU was killed while its code ran in the tree; see [`crate::faults::kill_criu`].
+    DiedWithCriu,
     /// The soak itself could not go on; counts as a failure too.
     Broken(String),
 }
@@ -23,6 +25,7 @@ impl fmt::Display for Failure {
         let (what, text) = match self {
             Failure::Corrupt(text) => ("CORRUPT", text),
             Failure::Lost(text) => ("LOST", text),
+            Failure::DiedWithCriu => return f.write_str("the tree died with the CRIU that was killed"),
             Failure::Broken(text) => ("broken", text),
         };
         write!(f, "{what}: {text}")
@@ -46,6 +49,8 @@ pub struct Tally {
     pub corrupt: u64,
     /// Runs in which a process was lost.
     pub lost: u64,
+    /// Runs in which the tree died because CRIU itself was killed.
+    pub died_with_criu: u64,
     /// Runs that could not be carried out.
     pub broken: u64,
     /// Pages compared.
@@ -89,18 +94,23 @@ impl Tally {
         match failure {
             Failure::Corrupt(_) => self.corrupt += 1,
             Failure::Lost(_) => self.lost += 1,
+            Failure::DiedWithCriu => self.died_with_criu += 1,
             Failure::Broken(_) => self.broken += 1,
         }
     }
 
-    /// Whether nothing failed.
+    /// Whether nothing failed that this project could have prevented.
     pub fn is_clean(&self) -> bool {
         self.corrupt + self.lost + self.broken == 0
     }
 
     /// In one line.
     pub fn verdict(&self) -> String {
-        format!("{} corrupt, {} lost, {} broken", self.corrupt, self.lost, self.broken)
+        let text = format!("{} corrupt, {} lost, {} broken", self.corrupt, self.lost, self.broken);
+        match self.died_with_criu {
+            0 => text,
+            died => format!("{text}, {died} died with the criu that was killed"),
+        }
     }
 
     /// For people.
