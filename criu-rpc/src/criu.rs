@@ -153,7 +153,8 @@ impl Criu {
     ) -> Result<(), CriuError> {
         self.require_supported()?;
         let pid = options.pid();
-        self.long_request(RequestKind::Dump, CriuReqType::Dump, pid, options.prepare()?, handler).map(drop)
+        let prepared = options.prepare(self.version()?)?;
+        self.long_request(RequestKind::Dump, CriuReqType::Dump, pid, prepared, handler).map(drop)
     }
 
     /// Rebuilds a tree. Blocks until it runs; `handler` is called for each notification while CRIU waits.
@@ -197,7 +198,7 @@ impl Criu {
         features: Option<CriuFeatures>,
     ) -> Result<CriuResp, CriuError> {
         let request = CriuReq { r#type: wire_kind.into(), features, ..CriuReq::default() };
-        let session = Session::start(&self.path, kind, None, Isolation::new())?;
+        let session = Session::start(&self.path, kind, None, None, Isolation::new())?;
         session.run(&request, None, SHORT, &mut |_| Ok(()))
     }
 
@@ -209,9 +210,10 @@ impl Criu {
         prepared: Prepared,
         handler: &mut dyn FnMut(&Notification) -> Result<(), HandlerError>,
     ) -> Result<CriuResp, CriuError> {
-        let Prepared { options, isolation, work_dir, deadline } = prepared;
+        let Prepared { options, isolation, work_dir, page_client, deadline } = prepared;
         let request = CriuReq { r#type: wire_kind.into(), opts: Some(options), ..CriuReq::default() };
-        let session = Session::start(&self.path, kind, work_dir.as_deref(), isolation)?;
+        let page_socket = page_client.as_ref().map(|client| client.theirs);
+        let session = Session::start(&self.path, kind, work_dir.as_deref(), page_socket, isolation)?;
         session.run(&request, pid, deadline, handler)
     }
 }

@@ -4,6 +4,7 @@
 
 use std::{
     fs::Metadata,
+    io::Write,
     os::{
         fd::OwnedFd,
         unix::{
@@ -19,7 +20,7 @@ use std::{
 use criu_sys::process::Isolation;
 use migration_proto::criu::rpc;
 
-use crate::error::CriuError;
+use crate::{error::CriuError, page_stream::close_record, version::Version};
 
 /// What to do about control groups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -129,7 +130,17 @@ pub(crate) struct Prepared {
     pub(crate) options: rpc::CriuOpts,
     pub(crate) isolation: Isolation,
     pub(crate) work_dir: Option<PathBuf>,
+    pub(crate) page_client: Option<PageClient>,
     pub(crate) deadline: Duration,
+}
+
+/// The client of the page server that CRIU is at the end of a lazy dump.
+#[derive(Debug)]
+pub(crate) struct PageClient {
+    /// Number, in the `swrk` process, of the server's end.
+    pub(crate) theirs: i32,
+    /// CRIU writes an answer to it.
+    _ours: UnixStream,
 }
 
 /// A dump of one tree.
@@ -138,6 +149,7 @@ pub struct DumpOptions {
     wire: rpc::CriuOpts,
     work_dir: Option<PathBuf>,
     page_server: Option<UnixStream>,
+    memory_stays: bool,
     deadline: Duration,
 }
 
@@ -151,7 +163,7 @@ impl DumpOptions {
     /// tree is killed once everything has been written and the last handler agreed.
     pub fn new(pid: u32, images_dir: &Path) -> Self {
         let wire = rpc::CriuOpts { pid: Some(pid as i32), ..common_options(images_dir) };
-        Self { wire, work_dir: None, page_server: None, deadline: Self::DEADLINE }
+        Self { wire, work_dir: None, page_server: None, memory_stays: false, deadline: Self::DEADLINE }
     }
 
     /// Lets the tree go on after the dump.
@@ -166,6 +178,19 @@ impl DumpOptions {
     /// CRIU waits for that end with the tree frozen, so it must be read by another thread than the one that dumps.
     pub fn page_server(mut self, socket: UnixStream) -> Self {
         self.page_server = Some(socket);
+        self
+    }
+
+    /// Leaves memory where it is: only what a lazy restore cannot do without at first is written, to image files, and the tree
+    /// is left stopped, as by `SIGSTOP`, with CRIU gone from it. `/proc/PID/mem` of its tasks holds all of it from then on.
+    /// Tasks that were stopped before cannot be told from the others afterwards but by their images.
+    ///
+    /// This is the one dump that does not depend on the life of this process once it is over: whoever kills it cannot make
+    /// the tree go on, and nothing but `SIGCONT` or `SIGKILL` ends its rest.
+    pub fn memory_stays(mut self) -> Self {
+        self.memory_stays = true;
+        self.wire.lazy_pages = Some(true);
+        self.wire.leave_stopped = Some(true);
         self
     }
 
@@ -191,13 +216,25 @@ impl DumpOptions {
         self.wire.pid.and_then(|pid| u32::try_from(pid).ok())
     }
 
-    pub(crate) fn prepare(mut self) -> Result<Prepared, CriuError> {
+    pub(crate) fn prepare(mut self, version: Version) -> Result<Prepared, CriuError> {
         let mut isolation = Isolation::new();
         if let Some(socket) = self.page_server {
             let fd = keep(&mut isolation, socket.into())?;
             self.wire.ps = Some(rpc::CriuPageServerInfo { fd: Some(fd) });
         }
-        Ok(Prepared { options: self.wire, isolation, work_dir: self.work_dir, deadline: self.deadline })
+        // CRIU serves the memory of a lazy dump until somebody says that it is enough. It has been said already.
+        let page_client = match self.memory_stays {
+            true => {
+                let system =
+                    |source| CriuError::System { what: "make a socket for criu's page server", source };
+                let (mut ours, theirs) = UnixStream::pair().map_err(system)?;
+                ours.write_all(close_record(version)).map_err(system)?;
+                Some(PageClient { theirs: keep(&mut isolation, theirs.into())?, _ours: ours })
+            }
+            false => None,
+        };
+        let Self { wire: options, work_dir, deadline, .. } = self;
+        Ok(Prepared { options, isolation, work_dir, page_client, deadline })
     }
 }
 
@@ -254,7 +291,8 @@ impl RestoreOptions {
             let fd = keep(&mut isolation, descriptor)?;
             self.wire.inherit_fd.push(rpc::InheritFd { key, fd });
         }
-        Ok(Prepared { options: self.wire, isolation, work_dir: self.work_dir, deadline: self.deadline })
+        let Self { wire: options, work_dir, deadline, .. } = self;
+        Ok(Prepared { options, isolation, work_dir, page_client: None, deadline })
     }
 }
 
@@ -302,7 +340,7 @@ mod tests {
     #[test]
     fn the_field_criu_demands_is_encoded() {
         use prost::Message;
-        let options = DumpOptions::new(7, Path::new("/images")).prepare().unwrap().options;
+        let options = DumpOptions::new(7, Path::new("/images")).prepare(Version::MINIMUM).unwrap().options;
         // Field 1, varint, -1.
         let demanded = [0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
         assert!(options.encode_to_vec().starts_with(&demanded));

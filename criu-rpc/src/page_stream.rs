@@ -111,6 +111,20 @@ pub enum PageStreamError {
     OutOfOrder(&'static str),
 }
 
+fn record_length(version: Version) -> usize {
+    if version >= Version::WIDE_PAGE_COUNTS { WIDE_RECORD } else { NARROW_RECORD }
+}
+
+/// What ends the service of CRIU when it is the page server.
+pub(crate) fn close_record(version: Version) -> &'static [u8] {
+    const RECORD: [u8; WIDE_RECORD] = {
+        let mut record = [0; WIDE_RECORD];
+        [record[0], record[1]] = CLOSE.to_ne_bytes();
+        record
+    };
+    &RECORD[..record_length(version)]
+}
+
 /// Where in the conversation we are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -136,7 +150,7 @@ impl<S: Read + Write> PageStream<S> {
     /// Over our end of the socketpair whose other end was given to
     /// [`DumpOptions::page_server`](crate::DumpOptions::page_server); `version` is that of the CRIU that dumps.
     pub fn new(socket: S, version: Version) -> Self {
-        let record_length = if version >= Version::WIDE_PAGE_COUNTS { WIDE_RECORD } else { NARROW_RECORD };
+        let record_length = record_length(version);
         Self { socket, record_length, state: State::BeforeFirstObject }
     }
 

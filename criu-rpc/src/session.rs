@@ -67,11 +67,13 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Starts `criu swrk` from `binary`.
+    /// Starts `criu swrk` from `binary`. `page_socket` is the number, among what `isolation` keeps, of the socket on which it
+    /// serves the pages of a lazy dump.
     pub(crate) fn start(
         binary: &Path,
         request: RequestKind,
         work_dir: Option<&Path>,
+        page_socket: Option<i32>,
         mut isolation: Isolation,
     ) -> Result<Self, CriuError> {
         let system = |what| move |source: Errno| CriuError::System { what, source: source.into() };
@@ -89,6 +91,10 @@ impl Session {
         command.arg("--no-default-config");
         if let Some(work_dir) = work_dir {
             command.arg("--work-dir").arg(work_dir);
+        }
+        // There is no field of the request for it.
+        if let Some(socket) = page_socket {
+            command.arg("--ps-socket").arg(socket.to_string());
         }
         command.arg("swrk").arg(theirs.to_string());
         command.env_clear().env("PATH", env::var_os("PATH").as_deref().unwrap_or(OsStr::new(DEFAULT_PATH)));

@@ -422,3 +422,43 @@ fn a_stream_read_with_the_layout_of_another_version_is_refused() {
     assert!(!matches!(error, PageStreamError::Io(_)), "{error:?}");
     workload.assert_runs();
 }
+
+#[test]
+fn memory_that_stays_is_all_there_in_the_stopped_tree_and_the_tree_can_go_on() {
+    let scratch = tempfile::tempdir().unwrap();
+    let images = directory(scratch.path(), "images");
+    let criu = criu();
+    let workload = Workload::start(3000, scratch.path(), None);
+    signal(workload.pid, Signal::SIGSTOP);
+    wait_until("it is stopped", || common::state(workload.pid).contains('T'));
+    let held = private_memory(workload.pid);
+    signal(workload.pid, Signal::SIGCONT);
+    wait_until("it runs", || !common::state(workload.pid).contains('T'));
+
+    criu.dump(DumpOptions::new(workload.pid, &images).memory_stays(), &mut |_| Ok(())).unwrap();
+    assert!(common::state(workload.pid).contains('T'), "{}", common::state(workload.pid));
+    let status = fs::read_to_string(format!("/proc/{}/status", workload.pid)).unwrap();
+    assert!(status.contains("TracerPid:\t0\n"), "nobody is attached any more");
+
+    let now = private_memory(workload.pid);
+    let directory = ImageDir::open(&images).unwrap();
+    let vmas = directory.mm(workload.pid).unwrap().vmas;
+    let lazy = |address: &u64| vmas.iter().any(|vma| vma.is_lazy() && vma.range().contains(address));
+    for number in 0..workload.pages {
+        let address = workload.private + number * 4096;
+        assert!(lazy(&address));
+        assert_eq!(now[&address], held[&address]);
+        assert_eq!(now[&address], common::pattern(number, 1));
+    }
+    // Of the pages only those a restore cannot do without are in images: shared memory, and areas that cannot be lazy.
+    let pages: u64 = fs::read_dir(&images)
+        .unwrap()
+        .flatten()
+        .filter(|file| file.file_name().to_string_lossy().starts_with("pages-"))
+        .map(|file| file.metadata().unwrap().len() / 4096)
+        .sum();
+    assert!((workload.pages..2 * workload.pages).contains(&pages), "{pages} pages in images");
+
+    signal(workload.pid, Signal::SIGCONT);
+    wait_until("it runs again", || !common::state(workload.pid).contains('T'));
+}
