@@ -94,6 +94,11 @@ macro_rules! ulid_newtype {
                 self.0.to_bytes()
             }
 
+            /// The one with these 16 bytes.
+            pub(crate) fn of_bytes(bytes: [u8; 16]) -> Self {
+                Self(Ulid::from_bytes(bytes))
+            }
+
             /// The inverse of [`Self::to_bytes`].
             ///
             /// # Errors
@@ -104,7 +109,7 @@ macro_rules! ulid_newtype {
                     value: format!("{} bytes", bytes.len()),
                     why: "16 bytes expected",
                 })?;
-                Ok(Self(Ulid::from_bytes(bytes)))
+                Ok(Self::of_bytes(bytes))
             }
         }
 

@@ -2,6 +2,7 @@
 
 pub mod catalog;
 pub mod format;
+pub mod handover;
 pub mod ids;
 pub mod kernel;
 pub mod materialize;

@@ -28,7 +28,7 @@ use crate::{
     },
     ids::{AppId, CheckpointId, PackId},
     store::{ObjectStore, StoreError},
-    units::PAGE_SIZE,
+    units::{PAGE_SIZE, VirtAddr},
 };
 
 /// Bytes of one request: enough that its round trip hardly counts, small enough for several at a time.
@@ -205,6 +205,54 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// These pages of `object`, one after another.
+    ///
+    /// # Errors
+    /// When one of them is not in the checkpoint, is missing in the store or not what was stored.
+    pub async fn read_pages(
+        &self,
+        object: ObjectId,
+        start: VirtAddr,
+        pages: u64,
+    ) -> Result<Vec<u8>, ReadError> {
+        let map = self.manifest.object(object).ok_or(ReadError::NoSuchObject(object))?;
+        let end = start.add(pages);
+        let first = map.runs.partition_point(|run| run.end() <= start);
+        let runs: Vec<&Run> = map.runs[first..].iter().take_while(|run| run.start < end).collect();
+        let mut order: Vec<u32> = runs.iter().filter_map(|run| frame_number(run)).collect();
+        order.sort_unstable();
+        order.dedup();
+        let mut ahead = self.fetch_in_order(order);
+        let mut here = HashMap::new();
+        while let Some(batch) = ahead.next().await? {
+            for arrived in batch {
+                here.insert(arrived.number, arrived.frame?);
+            }
+        }
+        let mut bytes = Vec::with_capacity(pages as usize * PAGE_SIZE);
+        let mut at = start;
+        for run in runs {
+            let (from, until) = (run.start.max(at), run.end().min(end));
+            if from != at {
+                break;
+            }
+            let count = until.pages_from(from);
+            match run.source {
+                Source::Zero => bytes.resize(bytes.len() + count as usize * PAGE_SIZE, 0),
+                Source::Stored { frame, first, .. } => {
+                    let frame = here.get(&frame.0).ok_or(ReadError::Stopped)?;
+                    let skipped = from.pages_from(run.start) as u32;
+                    bytes.extend_from_slice(frame.pages(first + skipped, count));
+                }
+            }
+            at = until;
+        }
+        if at != end {
+            return Err(ReadError::NoSuchPage { object, page: at });
+        }
+        Ok(bytes)
+    }
+
     /// Starts fetching frames; results come in the order given.
     pub(crate) fn fetch_in_order(&self, frames: impl IntoIterator<Item = u32>) -> Ahead {
         let requests = requests(&self.manifest.frames, frames);
@@ -219,6 +267,13 @@ impl Checkpoint {
 
     pub(crate) fn store(&self) -> &Arc<dyn ObjectStore> {
         &self.store
+    }
+}
+
+fn frame_number(run: &Run) -> Option<u32> {
+    match run.source {
+        Source::Zero => None,
+        Source::Stored { frame, .. } => Some(frame.0),
     }
 }
 
@@ -365,6 +420,14 @@ pub enum ReadError {
     /// No such object.
     #[error("the checkpoint holds no memory of {0:?}")]
     NoSuchObject(ObjectId),
+    /// No such page.
+    #[error("the checkpoint says nothing of the page at {page} of {object:?}")]
+    NoSuchPage {
+        /// Whose memory.
+        object: ObjectId,
+        /// The page.
+        page: VirtAddr,
+    },
     /// Whoever takes the pages failed.
     #[error("pages cannot be delivered")]
     Sink(#[from] io::Error),

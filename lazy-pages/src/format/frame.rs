@@ -29,6 +29,9 @@ pub enum Codec {
     Lz4,
     /// zstd frame.
     Zstd,
+    /// Not in a store: as they are in the memory of a process that is being handed over, followed by their hash. See
+    /// [`handover`](crate::handover).
+    AtSource,
 }
 
 /// Where a frame is and what must come out of it.
@@ -44,9 +47,13 @@ pub struct FrameEntry {
     pub pages: u32,
     /// How it is packed.
     pub codec: Codec,
-    /// The first 16 bytes of BLAKE3 over the 16-byte hashes of its pages.
-    pub hash: [u8; 16],
+    /// The first 16 bytes of BLAKE3 over the 16-byte hashes of its pages. Zeros if it is [`Codec::AtSource`]: nobody has read
+    /// it when this is written, so the hash comes with its bytes.
+    pub hash: [u8; FRAME_HASH],
 }
+
+/// Bytes of a frame's hash.
+pub const FRAME_HASH: usize = 16;
 
 impl FrameEntry {
     /// Bytes it has unpacked.
@@ -84,14 +91,14 @@ impl VerifiedFrame {
         stored: Bytes,
         hashes: &mut Vec<PageHash>,
     ) -> Result<Self, FrameError> {
-        let bytes = unpack(entry, stored).map_err(|reason| FrameError::Unpack {
+        let (bytes, promised) = unpack(entry, stored).map_err(|reason| FrameError::Unpack {
             pack: entry.pack,
             offset: entry.offset,
             reason,
         })?;
         hashes.clear();
         hash_pages(&bytes, hashes);
-        if frame_hash(hashes) != entry.hash {
+        if frame_hash(hashes) != promised {
             return Err(FrameError::Mismatch { pack: entry.pack, offset: entry.offset });
         }
         Ok(Self { bytes })
@@ -123,7 +130,8 @@ impl VerifiedFrame {
     }
 }
 
-fn unpack(entry: &FrameEntry, stored: Bytes) -> Result<Bytes, String> {
+/// The plain bytes, not yet verified, and what their hash has to be.
+fn unpack(entry: &FrameEntry, mut stored: Bytes) -> Result<(Bytes, [u8; FRAME_HASH]), String> {
     thread_local! {
         // Setting one up costs more than unpacking a frame.
         static ZSTD: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
@@ -135,7 +143,13 @@ fn unpack(entry: &FrameEntry, stored: Bytes) -> Result<Bytes, String> {
     if stored.len() != entry.stored_length as usize {
         return Err(format!("{} of {} bytes", stored.len(), entry.stored_length));
     }
+    let mut promised = entry.hash;
     let plain = match entry.codec {
+        Codec::AtSource => {
+            let hash = stored.split_off(stored.len().saturating_sub(FRAME_HASH));
+            promised = hash[..].try_into().map_err(|_| "it has no hash".to_owned())?;
+            stored
+        }
         Codec::None => stored,
         Codec::Lz4 => {
             let plain = lz4_flex::block::decompress(&stored, length).map_err(|e| e.to_string())?;
@@ -152,7 +166,7 @@ fn unpack(entry: &FrameEntry, stored: Bytes) -> Result<Bytes, String> {
     if plain.len() != length {
         return Err(format!("it holds {} bytes, {length} promised", plain.len()));
     }
-    Ok(plain)
+    Ok((plain, promised))
 }
 
 /// Why a frame was refused.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use crate::{
     format::{
-        Codec, FRAME_PAGES, Manifest, MemoryMap, ObjectId, Run, Source,
+        Codec, FRAME_HASH, FRAME_PAGES, FrameEntry, Manifest, MemoryMap, ObjectId, Run, Source,
         bundle::MAX_PACKED,
         hash::PageHash,
         manifest::{FrameIndex, ManifestError},
@@ -47,6 +47,7 @@ pub fn check(manifest: &Manifest) -> Result<(), ManifestError> {
         counts_are_bounded(manifest)?;
         packs_are_sorted_and_used(manifest)?;
         frames_are_sorted_and_inside_their_packs(manifest)?;
+        frames_are_all_in_one_kind_of_place(manifest)?;
         tasks_form_a_tree(manifest)?;
         live_tasks_and_only_they_have_memory(manifest)?;
         let mut used = vec![false; manifest.frames.len()];
@@ -119,6 +120,7 @@ pub fn frames_are_sorted_and_inside_their_packs(manifest: &Manifest) -> Rule {
         let sound = match frame.codec {
             Codec::None => stored == plain,
             Codec::Lz4 | Codec::Zstd => 0 < stored && stored < plain,
+            Codec::AtSource => stored == plain + FRAME_HASH as u64 && frame.hash == [0; FRAME_HASH],
         };
         if frame.pages == 0 || frame.pages as usize > FRAME_PAGES || !sound {
             return Err(format!("frame {index} of {} pages takes {stored} bytes", frame.pages));
@@ -134,6 +136,16 @@ pub fn frames_are_sorted_and_inside_their_packs(manifest: &Manifest) -> Rule {
         }
     }
     Ok(())
+}
+
+/// Either all pages are in packs, or all are still where the process was: a handover. Needs nothing.
+pub fn frames_are_all_in_one_kind_of_place(manifest: &Manifest) -> Rule {
+    let at_source = |frame: &&FrameEntry| frame.codec == Codec::AtSource;
+    match manifest.frames.iter().filter(at_source).count() {
+        0 => Ok(()),
+        count if count == manifest.frames.len() => Ok(()),
+        count => Err(format!("{count} of {} frames are not in a store", manifest.frames.len())),
+    }
 }
 
 /// There is a task; pids are unique and not zero; every task but the first comes after its parent.

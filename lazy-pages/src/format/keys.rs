@@ -20,6 +20,16 @@ pub fn hashes(app: &AppId, id: CheckpointId) -> String {
     format!("{app}/checkpoints/{id}/hashes")
 }
 
+/// What is known of a handover: a manifest whose pages are not in the store.
+pub fn handover(app: &AppId, id: CheckpointId) -> String {
+    format!("{app}/handovers/{id}/manifest")
+}
+
+/// CRIU's images other than pages, of a handover.
+pub fn handover_bundle(app: &AppId, id: CheckpointId) -> String {
+    format!("{app}/handovers/{id}/bundle")
+}
+
 /// Frames.
 pub fn pack(app: &AppId, id: PackId) -> String {
     format!("{app}/packs/{id}")

@@ -10,7 +10,7 @@ mod shape;
 mod wire;
 
 pub use self::{
-    frame::{Codec, FRAME_PAGES, FrameEntry, FrameError, VerifiedFrame},
+    frame::{Codec, FRAME_HASH, FRAME_PAGES, FrameEntry, FrameError, VerifiedFrame},
     hash::{PageHash, frame_hash, hash_pages},
     manifest::{
         Blob, ExternalStream, FrameIndex, Host, Manifest, ManifestError, MemoryMap, ObjectId, PackEntry, Run,

@@ -187,6 +187,7 @@ fn packs_to_proto(manifest: &Manifest) -> Vec<proto::Pack> {
                 Codec::None => 0,
                 Codec::Lz4 => 1,
                 Codec::Zstd => 2,
+                Codec::AtSource => 3,
             });
             pack.hashes.extend(frame.hash);
         }
@@ -342,6 +343,7 @@ fn packs_from_proto(messages: Vec<proto::Pack>) -> Result<(Vec<PackEntry>, Vec<F
                 0 => Codec::None,
                 1 => Codec::Lz4,
                 2 => Codec::Zstd,
+                3 => Codec::AtSource,
                 other => return Err(invalid(format!("a frame of pack {pack} has unknown codec {other}"))),
             };
             frames.push(FrameEntry { pack, offset, stored_length, pages, codec, hash });

@@ -144,7 +144,7 @@ impl Compressor {
     /// Compresses into the scratch space; `None` when that is not wanted or fails, which only costs space.
     fn compress(&mut self, plain: &[u8], codec: Codec) -> Option<usize> {
         match codec {
-            Codec::None => None,
+            Codec::None | Codec::AtSource => None,
             Codec::Lz4 => {
                 lz4_flex::block::compress_into_with_table(plain, &mut self.scratch, &mut self.lz4).ok()
             }
