@@ -191,7 +191,7 @@ impl Agent {
 
     /// The newest checkpoint of the application to compare with; `None` if there is none or it cannot be compared with,
     /// which makes this checkpoint a full one.
-    async fn parent(&self, app: &AppId) -> Result<Option<Arc<Parent>>, AgentError> {
+    pub(crate) async fn parent(&self, app: &AppId) -> Result<Option<Arc<Parent>>, AgentError> {
         let Some(id) = Catalog::new(Arc::clone(&self.store)).list(app).await?.first().copied() else {
             return Ok(None);
         };
@@ -316,7 +316,7 @@ fn frozen_time(images: &Path) -> Result<Duration, AgentError> {
 }
 
 /// The reason our own handler gave, if it was the handler that stopped CRIU.
-fn unwrap_handler(error: CriuError) -> AgentError {
+pub(crate) fn unwrap_handler(error: CriuError) -> AgentError {
     match error {
         CriuError::Handler(cause) => match cause.downcast::<AgentError>() {
             Ok(cause) => *cause,

@@ -68,6 +68,45 @@ pub enum AgentError {
         /// Why not.
         source: Box<ParentError>,
     },
+    /// Pages of the tree still arrive, so they cannot be read out of it.
+    #[error(
+        "pages of pid {pid} still arrive from the store, so its memory cannot be handed over yet; it can be checkpointed"
+    )]
+    StillArriving {
+        /// The root of the tree.
+        pid: u32,
+    },
+    /// More memory than a handover can describe.
+    #[error("the tree has more memory than can be handed over")]
+    TooLarge,
+    /// Somebody else has claimed the generation and has not said that nothing of it runs.
+    #[error(
+        "generation {generation} runs on {host}, or will; the tree here stays stopped until it is known that nothing of it runs there"
+    )]
+    RunsElsewhere {
+        /// The machine.
+        host: String,
+        /// What it has claimed.
+        generation: u64,
+    },
+    /// A stopped tree was to be ended before anybody had taken it over.
+    #[error("nobody has taken handover {id} over; its tree stays stopped")]
+    NotHandedOver {
+        /// The handover.
+        id: CheckpointId,
+    },
+    /// A stopped tree was killed and is still there.
+    #[error("the tree of pid {pid} was killed and has not ended yet")]
+    NotEnded {
+        /// Its root.
+        pid: u32,
+    },
+    /// The tree of this handover was taken back or ended.
+    #[error("handover {id} is over: its tree is not stopped any more")]
+    HandoverOver {
+        /// The handover.
+        id: CheckpointId,
+    },
     /// A pid that the restored tree needs belongs to somebody else.
     #[error("pid {pid} is taken by {by}, and the restored tree needs it")]
     PidTaken {
@@ -198,6 +237,12 @@ impl AgentError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NoSuchProcess { .. } => "no-such-process",
+            Self::StillArriving { .. } => "still-arriving",
+            Self::TooLarge => "too-large",
+            Self::RunsElsewhere { .. } => "runs-elsewhere",
+            Self::NotHandedOver { .. } => "not-handed-over",
+            Self::NotEnded { .. } => "not-ended",
+            Self::HandoverOver { .. } => "handover-over",
             Self::ContainsAgent { .. } => "contains-agent",
             Self::StillLazy { .. } => "still-lazy",
             Self::OtherApplication { .. } => "other-application",

@@ -10,6 +10,8 @@ pub mod capabilities;
 pub mod checkpoint;
 mod dumped_images;
 mod error;
+pub mod fence;
+pub mod handover;
 mod host;
 pub mod launch;
 mod page_server;

@@ -12,6 +12,7 @@ use std::{
 };
 
 use lazy_pages::format::ExternalStream;
+use serde::{Deserialize, Serialize};
 
 use crate::error::AgentError;
 
@@ -24,7 +25,7 @@ pub struct Tree {
 
 /// Tells a task from what it was before: it changes when the pid is given to another process, when the task executes
 /// another program, and when CRIU has made it what a checkpoint says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// When it was started, in clock ticks since the machine was.
     started: u64,
@@ -178,6 +179,16 @@ pub fn describe(pid: u32) -> Option<String> {
 /// Whether the process exists and is not a zombie.
 pub fn is_alive(pid: u32) -> bool {
     read_stat(pid).is_some_and(|stat| stat.state != 'Z')
+}
+
+/// Whether the process is stopped, as by `SIGSTOP`.
+pub fn is_stopped(pid: u32) -> bool {
+    read_stat(pid).is_some_and(|stat| stat.state == 'T')
+}
+
+/// Who the process is; `None` if there is none.
+pub fn identity(pid: u32) -> Option<Identity> {
+    read_stat(pid).map(|stat| stat.identity)
 }
 
 /// The parent of a process.

@@ -30,18 +30,7 @@ impl WorkDir {
     /// # Errors
     /// [`AgentError::WorkDirectory`] when no place can be written.
     pub fn create(parent: Option<&Path>) -> Result<Self, AgentError> {
-        let candidates = match parent {
-            Some(parent) => vec![parent.to_owned()],
-            None => default_parents(),
-        };
-        let mut refused = Vec::new();
-        for parent in &candidates {
-            match Self::create_in(parent) {
-                Ok(made) => return Ok(made),
-                Err(error) => refused.push(format!("{}: {error}", parent.display())),
-            }
-        }
-        Err(AgentError::WorkDirectory { reason: refused.join("; ") })
+        first_of(parent, Self::create_in).map(|(_, made)| made)
     }
 
     fn create_in(parent: &Path) -> std::io::Result<Self> {
@@ -69,6 +58,31 @@ impl Drop for WorkDir {
             tracing::warn!(directory = %self.path.display(), %error, "a work directory stays behind");
         }
     }
+}
+
+/// The directory below which work directories are made, made if need be.
+///
+/// # Errors
+/// [`AgentError::WorkDirectory`] when no place can be written.
+pub fn parent_directory(parent: Option<&Path>) -> Result<PathBuf, AgentError> {
+    first_of(parent, |parent| fs::DirBuilder::new().recursive(true).mode(0o700).create(parent))
+        .map(|(parent, ())| parent)
+}
+
+/// Where `make` succeeds first: in `parent` if it is given, else in one of the default places.
+fn first_of<T>(
+    parent: Option<&Path>,
+    mut make: impl FnMut(&Path) -> std::io::Result<T>,
+) -> Result<(PathBuf, T), AgentError> {
+    let candidates = parent.map_or_else(default_parents, |parent| vec![parent.to_owned()]);
+    let mut refused = Vec::new();
+    for parent in candidates {
+        match make(&parent) {
+            Ok(made) => return Ok((parent, made)),
+            Err(error) => refused.push(format!("{}: {error}", parent.display())),
+        }
+    }
+    Err(AgentError::WorkDirectory { reason: refused.join("; ") })
 }
 
 fn default_parents() -> Vec<PathBuf> {

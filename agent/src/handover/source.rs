@@ -1,0 +1,397 @@
+//! The source's side: stopping the tree, giving its pages away, and then ending it or taking it back.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+    thread,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use criu_rpc::{DumpOptions, Notification};
+use lazy_pages::{
+    format::{MAX_MANIFEST, Manifest, ObjectId, Source, Vma, keys},
+    handover::Piece,
+    ids::{AppId, CheckpointId, PackId},
+    store::ObjectStore,
+    units::PAGE_SIZE,
+    writer::{CheckpointMeta, CheckpointWriter, WriterOptions},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{
+    describe::{describe, shared},
+    memory::StoppedMemory,
+    saved::{Saved, StoppedTask},
+};
+use crate::{
+    agent::Agent,
+    arriving::Look,
+    error::AgentError,
+    fence::{Claim, Fence, Runner},
+    progress::{Progress, Stage},
+    tree::{self, Tree},
+    workdir::parent_directory,
+};
+
+/// What ends, ends within this time; see [`Handover::end`].
+const END: Duration = Duration::from_secs(10);
+
+/// Which tree to hand over.
+#[derive(Clone, Debug)]
+pub struct HandoverRequest {
+    /// Whose it is.
+    pub app: AppId,
+    /// Root of the tree.
+    pub pid: u32,
+}
+
+/// A tree that is stopped to be handed over. Dropping it changes nothing: the tree stays stopped, and
+/// [`Agent::handovers`] finds it again.
+#[derive(Debug)]
+pub struct Handover {
+    store: Arc<dyn ObjectStore>,
+    runtime: tokio::runtime::Handle,
+    app: AppId,
+    id: CheckpointId,
+    directory: PathBuf,
+    manifest: Manifest,
+    memory: StoppedMemory,
+    saved: Saved,
+    /// Locked for writing to end the time in which the tree is stopped; `false` afterwards.
+    stopped: RwLock<bool>,
+}
+
+impl Agent {
+    /// Stops a tree and describes it in the store. When this returns, another machine may claim the handover's generation and
+    /// run it.
+    ///
+    /// # Errors
+    /// Any; the tree then runs on. [`AgentError::StillArriving`] when pages of the tree are missing because it is being
+    /// restored itself: it can only be checkpointed.
+    pub fn hand_over(&self, request: &HandoverRequest, progress: &Progress) -> Result<Handover, AgentError> {
+        progress.enter(Stage::Preparing);
+        let HandoverRequest { app, pid } = request;
+        let criu = self.criu()?;
+        let tree = Tree::of(*pid)?;
+        let look = Look::at(&tree, app)?;
+        if look.served().is_some() {
+            return Err(AgentError::StillArriving { pid: *pid });
+        }
+        let version = criu.version()?;
+        let fence = Fence::new(Arc::clone(&self.store), app.clone());
+        let (probe, newest) = self.block_on(async { tokio::join!(self.store.probe(), fence.newest()) });
+        probe?;
+        let id = CheckpointId::new();
+        let mut saved = Saved::new(app, id, &tree, Runner::here(newest? + 1));
+        let directory = Saved::directory(&parent_directory(self.work_parent.as_deref())?, id);
+        saved.create(&directory).map_err(AgentError::path("write", &directory))?;
+
+        let (images, pages) = (directory.join("images"), directory.join("pages"));
+        let streams = tree.external_streams();
+        let options = DumpOptions::new(*pid, &images)
+            .memory_stays()
+            .shell_job(tree.session_is_outside())
+            .file_locks(true)
+            .link_remap(true);
+        let terminals = streams.iter().filter(|stream| stream.key.starts_with("tty["));
+        let options = terminals.fold(options, |options, terminal| options.external(terminal.key.clone()));
+        let mut described = None;
+        progress.enter(Stage::Dumping);
+        let dumped = criu.dump(options, &mut |notification| {
+            if matches!(notification, Notification::PostDump) {
+                progress.enter(Stage::Committing);
+                // That nothing is missing which a page server still had is only known now.
+                look.pending()?;
+                saved.frozen(&Tree::of(*pid)?);
+                saved.write(&directory).map_err(AgentError::path("write", &directory))?;
+                let (manifest, bundle, _) = describe((app, id), (&images, &pages), version, streams.clone())?;
+                let memory = StoppedMemory::open(&manifest, |id| shared(&pages, id))
+                    .map_err(AgentError::io("cannot read the memory of the stopped tree"))?;
+                self.block_on(put(&*self.store, &manifest, bundle))?;
+                described = Some((manifest, memory));
+            }
+            Ok(())
+        });
+        let (manifest, memory) = match (dumped, described) {
+            (Ok(()), Some(described)) => described,
+            (Err(error), _) => {
+                forget(&directory);
+                return Err(crate::checkpoint::unwrap_handler(error));
+            }
+            (Ok(()), None) => return Err(AgentError::NoCommit),
+        };
+        saved.offered = true;
+        saved.write(&directory).map_err(AgentError::path("write", &directory))?;
+        Ok(self.handover(directory, saved, manifest, memory, (app.clone(), id)))
+    }
+
+    /// The trees that are stopped on this machine to be handed over, after a restart of the agent. Those that were never
+    /// offered to anybody are taken back first.
+    ///
+    /// # Errors
+    /// When a handover cannot be read, or its tree cannot be taken back for now: nothing of it is changed then.
+    pub fn handovers(&self) -> Result<Vec<Handover>, AgentError> {
+        let parent = parent_directory(self.work_parent.as_deref())?;
+        let mut found = Vec::new();
+        for (directory, saved) in Saved::all(&parent).map_err(AgentError::path("read", &parent))? {
+            let failed = || AgentError::path("read", &directory);
+            let (app, id) = saved.names().map_err(failed())?;
+            if !still_stopped(&saved) {
+                // CRIU was not done with it when the agent died, and let it run; or it has ended.
+                forget(&directory);
+                continue;
+            }
+            let manifest = match self.block_on(self.store.get(&keys::handover(&app, id), MAX_MANIFEST)) {
+                Ok(bytes) => Manifest::decode(&bytes).map_err(|error| AgentError::Io {
+                    what: format!("cannot read the description of handover {id}"),
+                    source: io::Error::other(error),
+                })?,
+                Err(error) if saved.offered => return Err(error.into()),
+                // Nobody was told.
+                Err(_) => {
+                    let fence = Fence::new(Arc::clone(&self.store), app);
+                    self.block_on(take_back(&fence, &saved))?;
+                    forget(&directory);
+                    continue;
+                }
+            };
+            let pages = directory.join("pages");
+            let memory = StoppedMemory::open(&manifest, |id| shared(&pages, id)).map_err(failed())?;
+            let handover = self.handover(directory, saved, manifest, memory, (app, id));
+            if handover.saved.offered {
+                found.push(handover);
+            } else {
+                handover.take_back()?;
+            }
+        }
+        Ok(found)
+    }
+
+    fn handover(
+        &self,
+        directory: PathBuf,
+        saved: Saved,
+        manifest: Manifest,
+        memory: StoppedMemory,
+        (app, id): (AppId, CheckpointId),
+    ) -> Handover {
+        Handover {
+            store: Arc::clone(&self.store),
+            runtime: self.runtime.handle().clone(),
+            app,
+            id,
+            directory,
+            manifest,
+            memory,
+            saved,
+            stopped: RwLock::new(true),
+        }
+    }
+}
+
+impl Handover {
+    /// Whose it is.
+    pub fn app(&self) -> &AppId {
+        &self.app
+    }
+
+    /// Its name, which will be that of the checkpoint made of it, too.
+    pub fn id(&self) -> CheckpointId {
+        self.id
+    }
+
+    /// The generation that whoever runs it has to claim.
+    pub fn generation(&self) -> u64 {
+        self.saved.runner.generation
+    }
+
+    /// What the target is told.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// These bytes of one of its packs; see [`PageSource`](lazy_pages::handover::PageSource).
+    ///
+    /// # Errors
+    /// When they cannot be read, or the tree is not stopped any more.
+    pub fn read(&self, pack: PackId, offset: u64, length: u64) -> Result<Bytes, AgentError> {
+        let stopped = self.stopped.read().unwrap_or_else(PoisonError::into_inner);
+        self.check(*stopped)?;
+        self.memory
+            .read(pack, offset, length)
+            .map_err(AgentError::io(format!("cannot read memory of handover {}", self.id)))
+    }
+
+    /// Makes a checkpoint of the stopped tree, of the handover's own name. Blocks until it is committed. Others may read
+    /// pages meanwhile.
+    ///
+    /// # Errors
+    /// Any; then there is no such checkpoint, and the tree is stopped as before.
+    pub fn upload(&self, agent: &Agent, progress: &Progress) -> Result<Manifest, AgentError> {
+        let parent = agent.block_on(agent.parent(&self.app))?;
+        let writer = CheckpointWriter::begin(
+            Arc::clone(&self.store),
+            self.runtime.clone(),
+            self.app.clone(),
+            self.id,
+            parent.clone(),
+            WriterOptions::default(),
+        )?;
+        let committed = self.write_all(writer, progress).and_then(|pages| {
+            let bundle = self.runtime.block_on(
+                self.store.get(&keys::handover_bundle(&self.app, self.id), self.manifest.bundle.length),
+            )?;
+            Ok(self.runtime.block_on(pages.commit(self.meta(bundle)))?)
+        });
+        if let Some(parent) = parent
+            && let Err(error) = self.runtime.block_on(parent.lease().release())
+        {
+            tracing::warn!(%error, "the lease on the previous checkpoint stays until it expires");
+        }
+        committed
+    }
+
+    fn write_all(
+        &self,
+        mut writer: CheckpointWriter,
+        progress: &Progress,
+    ) -> Result<lazy_pages::writer::SealedPages, AgentError> {
+        for (object, map) in self.manifest.objects.iter().enumerate() {
+            writer.open(map.id, map.pages_id)?;
+            for run in &map.runs {
+                let Source::Stored { eager, .. } = run.source else { continue };
+                let (mut start, mut left) = (run.start, run.pages);
+                while left > 0 {
+                    // Taken for each piece anew: whoever takes the tree back does not have to wait for the last one.
+                    let stopped = self.stopped.read().unwrap_or_else(PoisonError::into_inner);
+                    self.check(*stopped)?;
+                    let buffer = writer.buffer(!eager, start, left)?;
+                    let pages = (buffer.len() / PAGE_SIZE) as u64;
+                    self.memory
+                        .read_piece(Piece { object, start, pages }, buffer)
+                        .map_err(AgentError::io(format!("cannot read memory of handover {}", self.id)))?;
+                    writer.filled()?;
+                    drop(stopped);
+                    progress.add_bytes(pages * PAGE_SIZE as u64);
+                    (start, left) = (start.add(pages), left - pages);
+                }
+            }
+        }
+        Ok(writer.finish_pages()?)
+    }
+
+    fn meta(&self, bundle: Bytes) -> CheckpointMeta {
+        let vmas: HashMap<ObjectId, Vec<Vma>> =
+            self.manifest.objects.iter().map(|map| (map.id, map.vmas.clone())).collect();
+        CheckpointMeta {
+            vmas,
+            tasks: self.manifest.tasks.clone(),
+            host: self.manifest.host.clone(),
+            streams: self.manifest.streams.clone(),
+            bundle,
+        }
+    }
+
+    /// Lets the stopped tree go on, unless somebody else may run it. It can be repeated after any error.
+    ///
+    /// # Errors
+    /// [`AgentError::RunsElsewhere`]; when the store fails, and it is not known whether somebody else runs it. The tree
+    /// stays stopped.
+    pub fn take_back(&self) -> Result<(), AgentError> {
+        let fence = Fence::new(Arc::clone(&self.store), self.app.clone());
+        let mut stopped = self.stopped.write().unwrap_or_else(PoisonError::into_inner);
+        self.check(*stopped)?;
+        self.runtime.block_on(take_back(&fence, &self.saved))?;
+        *stopped = false;
+        forget(&self.directory);
+        Ok(())
+    }
+
+    /// Ends the stopped tree, which nobody needs any more; see the rules in the module's description, which whoever calls this
+    /// has to keep.
+    ///
+    /// # Errors
+    /// When nobody has claimed its generation: then it has not been handed over. When the store fails.
+    pub fn end(&self) -> Result<(), AgentError> {
+        let fence = Fence::new(Arc::clone(&self.store), self.app.clone());
+        let mut stopped = self.stopped.write().unwrap_or_else(PoisonError::into_inner);
+        if !*stopped {
+            return Ok(());
+        }
+        match self.runtime.block_on(fence.runner(self.generation()))? {
+            Some(runner) if runner != self.saved.runner => {}
+            _ => return Err(AgentError::NotHandedOver { id: self.id }),
+        }
+        let begun = Instant::now();
+        while signal(&self.saved.tasks, Signal::SIGKILL) > 0 {
+            if begun.elapsed() > END {
+                return Err(AgentError::NotEnded { pid: self.saved.root });
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        *stopped = false;
+        forget(&self.directory);
+        Ok(())
+    }
+
+    fn check(&self, stopped: bool) -> Result<(), AgentError> {
+        if stopped { Ok(()) } else { Err(AgentError::HandoverOver { id: self.id }) }
+    }
+}
+
+/// Rule 2 of the module, on the source's side.
+async fn take_back(fence: &Fence, saved: &Saved) -> Result<(), AgentError> {
+    let mut runner = saved.runner.clone();
+    loop {
+        match fence.claim(&runner).await? {
+            Claim::Ours => break,
+            Claim::Theirs(_) if fence.has_ended(runner.generation).await? => runner.generation += 1,
+            Claim::Theirs(other) => {
+                let Runner { generation, host, .. } = other;
+                return Err(AgentError::RunsElsewhere { host, generation });
+            }
+        }
+    }
+    let tasks: Vec<StoppedTask> = saved.tasks.iter().filter(|task| !task.by_another).copied().collect();
+    signal(&tasks, Signal::SIGCONT);
+    Ok(())
+}
+
+/// Sends a signal to those of the tasks that are still who they were. Returns how many live.
+fn signal(tasks: &[StoppedTask], signal: Signal) -> usize {
+    let living = tasks.iter().filter(|task| tree::is_alive(task.pid) && is_same(task));
+    living.filter(|task| kill(Pid::from_raw(task.pid as i32), signal).is_ok()).count()
+}
+
+fn is_same(task: &StoppedTask) -> bool {
+    tree::identity(task.pid) == Some(task.identity)
+}
+
+/// Whether the tree is stopped as it was left.
+fn still_stopped(saved: &Saved) -> bool {
+    let root = saved.tasks.iter().find(|task| task.pid == saved.root);
+    root.is_some_and(|root| is_same(root) && tree::is_stopped(root.pid))
+}
+
+async fn put(store: &dyn ObjectStore, manifest: &Manifest, bundle: Bytes) -> Result<(), AgentError> {
+    let (app, id) = (&manifest.app, manifest.id);
+    let encoded = manifest.encode().map_err(|error| AgentError::Io {
+        what: format!("cannot describe handover {id}"),
+        source: io::Error::other(error),
+    })?;
+    let put = async |key: String, body| store.put_new(&key, body).await;
+    tokio::try_join!(put(keys::handover_bundle(app, id), bundle), put(keys::handover(app, id), encoded))?;
+    Ok(())
+}
+
+fn forget(directory: &Path) {
+    if let Err(error) = fs::remove_dir_all(directory) {
+        tracing::warn!(directory = %directory.display(), %error, "what was remembered of a handover stays behind");
+    }
+}

@@ -1,0 +1,212 @@
+//! Trees that are stopped to be handed over: their memory is all there to be read, and they go on, or end, or become a
+//! checkpoint, but never two of these.
+
+mod common;
+
+use std::{fs::File, os::unix::fs::FileExt, sync::Arc, thread};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use common::{Fixture, LIMIT, intact};
+use lazy_pages::{
+    format::{ObjectId, VerifiedFrame},
+    handover::{HandoverStore, PageSource},
+    ids::PackId,
+    reader::{Checkpoint, Pages},
+    store::{ObjectStore, StoreError},
+    units::PAGE_SIZE,
+};
+use migration_agent::{
+    Agent, AgentError, Progress,
+    fence::{Claim, Fence, Runner},
+    handover::{Handover, HandoverRequest},
+};
+use migration_harness::{process, workload::Workload};
+
+fn agent(fixture: &Fixture) -> Agent {
+    let criu = std::env::var_os("MIGRATION_CRIU").unwrap_or_else(|| "/opt/criu/bin/criu".into());
+    let work = fixture.path().join("work");
+    Agent::new(fixture.store.parse().unwrap(), Some(criu.into()), Some(work)).unwrap()
+}
+
+fn hand_over(agent: &Agent, workload: &Workload) -> Handover {
+    let request = HandoverRequest { app: "app".parse().unwrap(), pid: workload.pid() as u32 };
+    let handover = agent.hand_over(&request, &Progress::default()).unwrap();
+    for task in workload.tasks() {
+        assert_eq!(process::state(task.pid), Some('T'), "{} is stopped", task.name);
+    }
+    handover
+}
+
+/// A source in this very process.
+#[derive(Debug)]
+struct Here(Arc<Handover>);
+
+#[async_trait]
+impl PageSource for Here {
+    async fn read(&self, pack: PackId, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        let failed =
+            |error: AgentError| StoreError::Unavailable { store: "here".into(), reason: error.to_string() };
+        self.0.read(pack, offset, length).map_err(failed)
+    }
+
+    fn describe(&self) -> String {
+        "here".to_owned()
+    }
+}
+
+fn store_of(agent: &Agent, handover: &Arc<Handover>) -> Arc<dyn ObjectStore> {
+    let (below, source) = (Arc::clone(agent.store()), Arc::new(Here(Arc::clone(handover))));
+    Arc::new(HandoverStore::new(below, handover.app().clone(), handover.id(), source))
+}
+
+/// Reads every page of the handover through its store; compares those of tasks with the stopped tree's, if it is there.
+fn read_everything(agent: &Agent, handover: &Arc<Handover>, compare: bool) -> u64 {
+    let store = store_of(agent, handover);
+    agent.block_on(async {
+        let checkpoint = Checkpoint::open(store, handover.app(), handover.id()).await.unwrap();
+        assert!(!checkpoint.bundle().await.unwrap().is_empty());
+        let mut pages = 0;
+        for object in &checkpoint.manifest().objects {
+            let memory = match object.id {
+                ObjectId::Task(pid) if compare => Some(File::open(format!("/proc/{pid}/mem")).unwrap()),
+                _ => None,
+            };
+            let mut held = Vec::new();
+            let read = checkpoint.read_object(object.id, Pages::All, |run, bytes| {
+                pages += run.pages;
+                if let Some(memory) = &memory {
+                    held.resize(bytes.len(), 0);
+                    memory.read_exact_at(&mut held, run.start.get())?;
+                    assert!(held == bytes, "{} pages at {} differ", run.pages, run.start);
+                }
+                Ok(())
+            });
+            read.await.unwrap();
+        }
+        checkpoint.lease().release().await.unwrap();
+        pages
+    })
+}
+
+#[test]
+fn all_memory_of_a_stopped_tree_can_be_read_and_the_tree_taken_back() {
+    let fixture = Fixture::local();
+    let agent = agent(&fixture);
+    for scenario in ["tree", "threads", "areas"] {
+        let workload = Workload::start(scenario, &["--mib", "16"]).unwrap();
+        let handover = Arc::new(hand_over(&agent, &workload));
+        let pages = read_everything(&agent, &handover, true);
+        assert!(pages > 1000, "{scenario}: {pages} pages");
+
+        handover.take_back().unwrap();
+
+        intact(&workload);
+        let first = handover.manifest().frames[0];
+        let refused = handover.read(first.pack, first.offset, u64::from(first.stored_length));
+        assert!(matches!(refused, Err(AgentError::HandoverOver { .. })), "{refused:?}");
+        assert!(agent.handovers().unwrap().is_empty());
+        assert!(
+            fixture.manifests().iter().all(|path| !path.contains("/checkpoints/")),
+            "it is no checkpoint"
+        );
+    }
+}
+
+#[test]
+fn a_stopped_tree_becomes_a_checkpoint_that_gives_the_same_pages_when_the_source_is_gone() {
+    let fixture = Fixture::local();
+    let agent = agent(&fixture);
+    let workload = Workload::start("tree", &["--mib", "16"]).unwrap();
+    let handover = Arc::new(hand_over(&agent, &workload));
+    // Others read while it is uploaded.
+    let manifest = thread::scope(|scope| {
+        let reading = scope.spawn(|| read_everything(&agent, &handover, true));
+        let manifest = handover.upload(&agent, &Progress::default()).unwrap();
+        reading.join().unwrap();
+        manifest
+    });
+    assert_eq!(manifest.id, handover.id());
+
+    // Not before somebody has taken it over.
+    let refused = handover.end();
+    assert!(matches!(refused, Err(AgentError::NotHandedOver { .. })), "{refused:?}");
+    let fence = Fence::new(Arc::clone(agent.store()), handover.app().clone());
+    let target = Runner::here(handover.generation());
+    assert_eq!(agent.block_on(fence.claim(&target)).unwrap(), Claim::Ours);
+    handover.end().unwrap();
+    for task in workload.tasks() {
+        assert!(process::wait_gone(task.pid, LIMIT), "{} has ended", task.name);
+    }
+
+    // The source has nothing any more; the same frames come from the checkpoint.
+    let frames = handover.manifest().frames.clone();
+    let store = store_of(&agent, &handover);
+    for frame in &frames {
+        let key = format!("{}/packs/{}", handover.app(), frame.pack);
+        let range = store.get_range(&key, frame.offset, u64::from(frame.stored_length));
+        let verified = VerifiedFrame::decode(frame, agent.block_on(range).unwrap()).unwrap();
+        assert_eq!(verified.bytes().len(), frame.pages as usize * PAGE_SIZE);
+    }
+    assert_eq!(read_everything(&agent, &handover, false), handover.manifest().stored_pages());
+    common::collect_orphans();
+    fixture.restore("app", "lazy-storage");
+    intact(&workload);
+}
+
+#[test]
+fn a_stopped_tree_goes_on_only_if_nobody_else_may_run_it() {
+    let fixture = Fixture::local();
+    let agent = agent(&fixture);
+    let workload = Workload::start("heap", &["--mib", "8"]).unwrap();
+    let handover = hand_over(&agent, &workload);
+    let fence = Fence::new(Arc::clone(agent.store()), handover.app().clone());
+    agent.block_on(fence.claim(&Runner::here(handover.generation()))).unwrap();
+
+    for _ in 0..2 {
+        let refused = handover.take_back();
+        assert!(matches!(refused, Err(AgentError::RunsElsewhere { .. })), "{refused:?}");
+        assert_eq!(process::state(workload.pid()), Some('T'));
+    }
+    agent.block_on(fence.end(handover.generation())).unwrap();
+    handover.take_back().unwrap();
+    intact(&workload);
+    assert_eq!(agent.block_on(fence.newest()).unwrap(), handover.generation() + 1);
+}
+
+#[test]
+fn a_stopped_tree_is_found_again_by_the_next_agent() {
+    let fixture = Fixture::local();
+    let workload = Workload::start("areas", &["--mib", "16"]).unwrap();
+    let id = {
+        let agent = agent(&fixture);
+        hand_over(&agent, &workload).id()
+    };
+    // Another one, which knows nothing but what is in its directory.
+    let agent = agent(&fixture);
+    let mut found = agent.handovers().unwrap();
+    assert_eq!(found.len(), 1);
+    let handover = Arc::new(found.remove(0));
+    assert_eq!(handover.id(), id);
+    read_everything(&agent, &handover, true);
+    handover.take_back().unwrap();
+    intact(&workload);
+    assert!(agent.handovers().unwrap().is_empty());
+}
+
+#[test]
+fn a_store_that_fails_leaves_the_tree_running() {
+    let fixture = Fixture::local();
+    let agent = agent(&fixture);
+    let workload = Workload::start("heap", &["--mib", "8"]).unwrap();
+    let request = HandoverRequest { app: "app".parse().unwrap(), pid: workload.pid() as u32 };
+    // Where a directory is needed.
+    let place = fixture.path().join("store").join(request.app.as_str());
+    std::fs::create_dir_all(&place).unwrap();
+    std::fs::write(place.join("handovers"), "").unwrap();
+    let refused = agent.hand_over(&request, &Progress::default());
+    assert!(refused.is_err());
+    assert!(process::wait_until(LIMIT, || process::state(workload.pid()) != Some('T')));
+    intact(&workload);
+    assert!(agent.handovers().unwrap().is_empty());
+}
