@@ -6,5 +6,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(files, ["proto"])?;
     // CRIU's own names are kept as they are in its RPC, so that its documentation can be searched for them.
     prost_build::Config::new().compile_fds(descriptors)?;
+    #[cfg(feature = "agent")]
+    agent()?;
+    Ok(())
+}
+
+/// The agent's API, and its description for reflection.
+#[cfg(feature = "agent")]
+fn agent() -> Result<(), Box<dyn std::error::Error>> {
+    use prost::Message;
+
+    let descriptors = protox::compile(["proto/agent.proto"], ["proto"])?;
+    let description = std::path::Path::new(&std::env::var("OUT_DIR")?).join("agent.bin");
+    std::fs::write(description, descriptors.encode_to_vec())?;
+    // What the agent keeps in its journal, and prints.
+    let kept = ["Hook", "Command", "CheckpointResult", "RestoreResult", "ErrorDetail"];
+    let code = tonic_prost_build::configure();
+    let code = kept.iter().fold(code, |code, name| {
+        let path = format!(".migration.agent.v1.{name}");
+        code.type_attribute(path, "#[derive(serde::Serialize, serde::Deserialize)]")
+    });
+    code.compile_fds(descriptors)?;
     Ok(())
 }

@@ -19,6 +19,7 @@
 //! because the tree has to stay frozen until its last page is durable anyway.
 
 use std::{
+    net::Shutdown,
     os::unix::net::UnixStream,
     path::Path,
     sync::Arc,
@@ -38,6 +39,7 @@ use serde::Serialize;
 use crate::{
     agent::Agent,
     arriving::Look,
+    cancel::Cancel,
     dumped_images::DumpedImages,
     error::AgentError,
     host,
@@ -58,12 +60,16 @@ pub struct CheckpointRequest {
     pub leave_running: bool,
     /// Carry established TCP connections; they can be restored only where their local address exists.
     pub tcp_established: bool,
+    /// The id it will have, for whoever must know it before the commit; a new one if `None`.
+    pub id: Option<CheckpointId>,
+    /// Gives it up, until its manifest is put; the tree goes on then.
+    pub cancel: Cancel,
 }
 
 impl CheckpointRequest {
     /// A checkpoint after which the tree has ended.
     pub fn new(app: AppId, pid: u32) -> Self {
-        Self { app, pid, leave_running: false, tcp_established: false }
+        Self { app, pid, leave_running: false, tcp_established: false, id: None, cancel: Cancel::default() }
     }
 }
 
@@ -124,17 +130,25 @@ impl Agent {
         request: &CheckpointRequest,
         progress: &Progress,
     ) -> Result<CheckpointReport, AgentError> {
+        self.take(request, progress).map_err(|error| match request.cancel.is_cancelled() {
+            // What broke off because of that says less.
+            true => AgentError::Cancelled,
+            false => error,
+        })
+    }
+
+    fn take(&self, request: &CheckpointRequest, progress: &Progress) -> Result<CheckpointReport, AgentError> {
         let started = Instant::now();
         progress.enter(Stage::Preparing);
         let criu = self.criu()?;
         let tree = Tree::of(request.pid)?;
         let look = Look::at(&tree, &request.app)?;
         let version = criu.version()?;
-        self.block_on(self.store.probe())?;
+        self.block_on(request.cancel.or_run(self.store.probe()))?;
         let work = WorkDir::create(self.work_parent.as_deref())?;
         let parent = match look.served() {
-            Some(served) => Some(self.block_on(self.served(&request.app, served))?),
-            None => self.block_on(self.parent(&request.app))?,
+            Some(served) => Some(self.block_on(request.cancel.or_run(self.served(&request.app, served)))?),
+            None => self.block_on(request.cancel.or_run(self.parent(&request.app)))?,
         };
         let dump = Dump {
             agent: self,
@@ -231,25 +245,31 @@ impl Dump<'_> {
             Arc::clone(&agent.store),
             agent.runtime.handle().clone(),
             self.request.app.clone(),
-            CheckpointId::new(),
+            self.request.id.unwrap_or_else(CheckpointId::new),
             parent,
             WriterOptions::default(),
         )?;
         let streams = self.tree.external_streams();
         let (ours, theirs) = UnixStream::pair().map_err(AgentError::io("cannot make a socket pair"))?;
+        let open = self.give_up_when_cancelled(&ours, &writer)?;
         let options = self.options(theirs, &streams);
         thread::scope(|scope| {
             let (version, progress, look) = (self.version, self.progress, self.look);
             let sink = thread::Builder::new()
                 .name("page-sink".to_owned())
                 .spawn_scoped(scope, move || {
-                    receive_pages(ours, version, writer, progress, || look.pending())
+                    let received = receive_pages(ours, version, writer, progress, || look.pending());
+                    drop(open);
+                    received
                 })
                 .map_err(AgentError::io("cannot start a thread"))?;
             let mut sink = Some(sink);
             let mut committed = None;
             progress.enter(Stage::Dumping);
             let dumped = self.criu.dump(options, &mut |notification| {
+                if committed.is_none() {
+                    self.request.cancel.check()?;
+                }
                 if matches!(notification, Notification::PostDump) {
                     let received = sink.take().map_or(Err(AgentError::NoCommit), join)?;
                     progress.enter(Stage::Committing);
@@ -272,6 +292,25 @@ impl Dump<'_> {
                 },
             }
         })
+    }
+
+    /// Cancelling ends CRIU's page stream, whoever waits for it or for the store: CRIU gives up then. The stream stays open
+    /// as long as what is returned, which has to be dropped when the sink has ended.
+    fn give_up_when_cancelled(
+        &self,
+        stream: &UnixStream,
+        writer: &CheckpointWriter,
+    ) -> Result<Arc<UnixStream>, AgentError> {
+        let stream = Arc::new(stream.try_clone().map_err(AgentError::io("cannot duplicate a socket"))?);
+        let (open, writer) = (Arc::downgrade(&stream), writer.give_up());
+        self.request.cancel.on_cancel(move || {
+            writer.now();
+            if let Some(stream) = open.upgrade() {
+                // CRIU may have closed its end already.
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+        });
+        Ok(stream)
     }
 
     fn options(&self, page_server: UnixStream, streams: &[ExternalStream]) -> DumpOptions {
@@ -303,7 +342,9 @@ impl Dump<'_> {
             streams: streams.to_vec(),
             bundle: images.bundle,
         };
-        let manifest = self.agent.block_on(received.pages.commit(meta))?;
+        let cancel = &self.request.cancel;
+        let commit = received.pages.commit_if(meta, || cancel.pass());
+        let manifest = self.agent.block_on(cancel.or_run(commit))?;
         Ok(Committed { manifest, pending })
     }
 }

@@ -201,6 +201,21 @@ pub enum AgentError {
         /// What CRIU said.
         reason: String,
     },
+    /// It was given up before it was too late for that.
+    #[error("cancelled")]
+    Cancelled,
+    /// An agent that was asked refused, or failed.
+    #[error("{message}")]
+    Service {
+        /// Its word for programs.
+        reason: String,
+        /// What happened.
+        message: String,
+        /// What it left as it was.
+        left: String,
+        /// What it says can be done.
+        hint: String,
+    },
     /// The operating system refused something.
     #[error("{what}: {source}")]
     Io {
@@ -234,7 +249,7 @@ impl AgentError {
     }
 
     /// A word for programs; stable across versions.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> &str {
         match self {
             Self::NoSuchProcess { .. } => "no-such-process",
             Self::StillArriving { .. } => "still-arriving",
@@ -268,6 +283,8 @@ impl AgentError {
             Self::NoCommit => "criu-protocol",
             Self::LazyDisagreement { .. } => "lazy-disagreement",
             Self::AfterCommit { .. } => "after-commit",
+            Self::Cancelled => "cancelled",
+            Self::Service { reason, .. } => reason,
             Self::Io { .. } => "io",
             Self::WorkDirectory { .. } => "work-directory",
             Self::Usage(_) => "usage",
@@ -287,6 +304,14 @@ impl AgentError {
                 ParentError::Store(error) | ParentError::Catalog(CatalogError::Store(error)) => Some(error),
                 _ => None,
             },
+            _ => None,
+        }
+    }
+
+    /// What was left as it was, where the error itself knows.
+    pub fn left(&self) -> Option<&str> {
+        match self {
+            Self::Service { left, .. } => Some(left.as_str()).filter(|left| !left.is_empty()),
             _ => None,
         }
     }
@@ -325,6 +350,7 @@ impl AgentError {
             Self::NoUserfaultfd => {
                 "use `--strategy full`, or a kernel built with CONFIG_USERFAULTFD; `migration-agent check` tells more"
             }
+            Self::Service { hint, .. } => return Some(hint.clone()).filter(|hint| !hint.is_empty()),
             Self::WorkDirectory { .. } => "give one with --work-dir; a tmpfs is best",
             Self::Catalog(CatalogError::Leased { .. }) => {
                 "let the restore or checkpoint that uses it end; what a crash left behind expires after a day"
@@ -354,4 +380,19 @@ fn store_hint(error: &StoreError) -> Option<String> {
         _ => return None,
     };
     Some(hint.to_owned())
+}
+
+/// An error and its causes, without repeating a cause that is already part of the text.
+pub fn chain(error: &AgentError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
 }

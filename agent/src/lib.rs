@@ -6,8 +6,10 @@
 
 mod agent;
 mod arriving;
+mod cancel;
 pub mod capabilities;
 pub mod checkpoint;
+pub mod client;
 mod dumped_images;
 mod error;
 pub mod fence;
@@ -19,6 +21,7 @@ mod page_sink;
 mod pagemap;
 mod progress;
 pub mod restore;
+pub mod service;
 pub mod settings;
 pub mod supervise;
 mod tree;
@@ -27,8 +30,9 @@ mod workdir;
 
 pub use self::{
     agent::Agent,
-    checkpoint::{CheckpointReport, CheckpointRequest},
-    error::AgentError,
+    cancel::Cancel,
+    checkpoint::{ByteCounts, CheckpointReport, CheckpointRequest, PageCounts},
+    error::{AgentError, chain as error_chain},
     progress::{Progress, Stage},
     restore::{Residency, RestoreRequest, Restored, Strategy},
     tree::is_alive,

@@ -29,10 +29,13 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::error::AgentError;
+use crate::{cancel::Cancel, error::AgentError};
 
 /// How long it may take to notice that CRIU has given up, and to end what had been restored.
 const END: Duration = Duration::from_secs(10);
+
+/// How often a restore that waits looks whether it was given up.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A running page server.
 #[derive(Debug)]
@@ -100,9 +103,16 @@ impl PageServerProcess {
     /// Waits until it listens and the images are in place.
     ///
     /// # Errors
-    /// When it ends before, or takes longer than `limit`.
-    pub fn ready(&self, limit: Duration) -> Result<(), AgentError> {
-        match self.events.recv_timeout(limit) {
+    /// When it ends before, takes longer than `limit`, or the restore is given up.
+    pub fn ready(&self, limit: Duration, cancel: &Cancel) -> Result<(), AgentError> {
+        let deadline = Instant::now() + limit;
+        let first = loop {
+            match self.events.recv_timeout(LOOK) {
+                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => cancel.check()?,
+                first => break first,
+            }
+        };
+        match first {
             Ok(Report::Ready { .. }) => Ok(()),
             Ok(Report::Failed { reason }) => Err(AgentError::PageServer { reason }),
             Ok(other) => Err(failed(&format!("it said {other:?} before it was ready"))),
@@ -132,6 +142,14 @@ impl PageServerProcess {
             Ok(Report::Failed { reason }) => Err(AgentError::PageServer { reason }),
             Ok(other) => Err(failed(&format!("it said {other:?} out of turn"))),
             Err(_) => Err(failed("all of its processes were killed at once")),
+        }
+    }
+
+    /// Collects it after it has reported its end.
+    pub fn collect(mut self) {
+        // Its last report is its last act.
+        if let Err(error) = self.child.wait() {
+            tracing::warn!(%error, "the page server was not collected");
         }
     }
 

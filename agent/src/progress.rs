@@ -55,6 +55,8 @@ impl Stage {
 pub struct Progress {
     stage: AtomicU64,
     bytes: AtomicU64,
+    /// 0 while that is not known.
+    total: AtomicU64,
 }
 
 impl Progress {
@@ -66,6 +68,16 @@ impl Progress {
     /// `bytes` more of the process's memory have been handled.
     pub fn add_bytes(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// There will be `bytes` of memory.
+    pub fn expect_bytes(&self, bytes: u64) {
+        self.total.store(bytes, Ordering::Relaxed);
+    }
+
+    /// How much memory there will be, where that is known.
+    pub fn total(&self) -> Option<u64> {
+        Some(self.total.load(Ordering::Relaxed)).filter(|total| *total > 0)
     }
 
     /// The stage and the bytes of memory handled so far.

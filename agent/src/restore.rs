@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criu_rpc::{Criu, ImageDir, PageObject, RestoreOptions, images::PagemapEntry};
+use criu_rpc::{Criu, ImageDir, Notification, PageObject, RestoreOptions, images::PagemapEntry};
 use lazy_pages::{
     catalog::{Catalog, CatalogError},
     format::{Manifest, MemoryMap, ObjectId},
@@ -40,6 +40,7 @@ use serde::Serialize;
 
 use crate::{
     agent::Agent,
+    cancel::Cancel,
     error::AgentError,
     host,
     page_server::{Log, PageServerProcess},
@@ -98,6 +99,8 @@ pub struct RestoreRequest {
     pub page_server_log: Option<PathBuf>,
     /// Restore established TCP connections.
     pub tcp_established: bool,
+    /// Gives it up, until the tree is about to run; nothing of it is left then.
+    pub cancel: Cancel,
 }
 
 impl RestoreRequest {
@@ -112,6 +115,7 @@ impl RestoreRequest {
             patience: STORE_PATIENCE,
             page_server_log: None,
             tcp_established: false,
+            cancel: Cancel::default(),
         }
     }
 }
@@ -162,17 +166,37 @@ impl Restored {
     }
 }
 
+impl Restored {
+    /// Collects its page server, which has to be over.
+    pub fn collect(self) {
+        if let Some(page_server) = self.page_server {
+            page_server.collect();
+        }
+    }
+}
+
 impl Agent {
     /// Restores a checkpoint. The tree's root becomes a child of the nearest subreaper, this process if it is one.
     ///
     /// # Errors
     /// Any; then nothing of the tree runs, and the checkpoint is as it was.
     pub fn restore(&self, request: RestoreRequest, progress: &Progress) -> Result<Restored, AgentError> {
+        let cancel = request.cancel.clone();
+        self.bring_back(request, progress).map_err(|error| match cancel.is_cancelled() {
+            // What broke off because of that says less.
+            true => AgentError::Cancelled,
+            false => error,
+        })
+    }
+
+    fn bring_back(&self, request: RestoreRequest, progress: &Progress) -> Result<Restored, AgentError> {
         let started = Instant::now();
         progress.enter(Stage::Preparing);
         let criu = self.criu()?;
         let id = self.resolve(&request.app, request.checkpoint)?;
+        request.cancel.check()?;
         let checkpoint = self.open(&request.app, id)?;
+        request.cancel.check()?;
         let restored = self.restore_from(&checkpoint, &criu, request, progress, started);
         // A page server that is still reading has a lease of its own.
         self.release(&checkpoint);
@@ -195,10 +219,13 @@ impl Agent {
         let images = work.images();
 
         progress.enter(Stage::Fetching);
+        if request.strategy == Strategy::Full {
+            progress.expect_bytes(manifest.stored_pages() * PAGE_SIZE as u64);
+        }
         let mut fetched_bytes = 0;
         let page_server = match request.strategy {
             Strategy::Full => {
-                fetched_bytes = self.fetch_everything(checkpoint, &images, progress)?;
+                fetched_bytes = self.fetch_everything(checkpoint, &images, progress, &request.cancel)?;
                 None
             }
             Strategy::LazyStorage => {
@@ -215,7 +242,9 @@ impl Agent {
                     request.patience,
                     &log,
                 )?;
-                server.ready(PAGE_SERVER_START)?;
+                if let Err(error) = server.ready(PAGE_SERVER_START, &request.cancel) {
+                    return Err(server.end_of_failed_restore().unwrap_or(error));
+                }
                 Some(server)
             }
         };
@@ -233,7 +262,11 @@ impl Agent {
                 options = options.inherit_fd(stream.key.clone(), fd);
             }
         }
-        let restored = match criu.restore(options, &mut |_| Ok(())) {
+        let restored = match criu.restore(options, &mut |notification| {
+            // Later than this, CRIU lets the tree run whatever the answer is.
+            let refused = matches!(notification, Notification::PostRestore { .. }) && !request.cancel.pass();
+            if refused { Err(AgentError::Cancelled.into()) } else { Ok(request.cancel.check()?) }
+        }) {
             Ok(restored) => restored,
             Err(error) => {
                 let cause = page_server.and_then(PageServerProcess::end_of_failed_restore);
@@ -302,6 +335,7 @@ impl Agent {
         checkpoint: &Checkpoint,
         images: &Path,
         progress: &Progress,
+        cancel: &Cancel,
     ) -> Result<u64, AgentError> {
         for file in self.block_on(checkpoint.bundle())? {
             // These page maps are made for a lazy restore.
@@ -315,10 +349,11 @@ impl Agent {
             directory.write_pagemap(page_object(object.id), object.pages_id, &complete_pagemap(object))?;
             let file = directory.create_pages(object.pages_id)?;
             let mut file = BufWriter::with_capacity(WRITE_BUFFER, file);
-            self.block_on(checkpoint.read_object(object.id, Pages::All, |_, bytes| {
+            let read = checkpoint.read_object(object.id, Pages::All, |_, bytes| {
                 progress.add_bytes(bytes.len() as u64);
                 file.write_all(bytes)
-            }))?;
+            });
+            self.block_on(cancel.or_run(read))?;
             file.flush().map_err(AgentError::path("write", directory.pages_path(object.pages_id)))?;
         }
         Ok(checkpoint.fetched_bytes())

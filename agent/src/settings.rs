@@ -1,8 +1,11 @@
 //! Defaults that depend on the user and the machine.
 
-use std::{env, path::PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
-use lazy_pages::store::StoreUrl;
+use lazy_pages::{ids::AppId, store::StoreUrl};
 
 use crate::error::AgentError;
 
@@ -25,6 +28,11 @@ pub fn work_directory() -> Option<PathBuf> {
 /// Where logs of detached restores go.
 pub fn state_directory() -> PathBuf {
     user_directory("XDG_STATE_HOME", ".local/state")
+}
+
+/// A log of an application in a state directory.
+pub fn log_file(directory: &Path, app: &AppId, extension: &str) -> PathBuf {
+    directory.join(format!("{}.{extension}", app.as_str().replace('/', ".")))
 }
 
 fn user_directory(variable: &str, below_home: &str) -> PathBuf {

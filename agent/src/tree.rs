@@ -191,6 +191,23 @@ pub fn identity(pid: u32) -> Option<Identity> {
     read_stat(pid).map(|stat| stat.identity)
 }
 
+/// When a process was started, in clock ticks since the machine was: with its pid, that names it until the next boot.
+pub fn started(pid: u32) -> Option<u64> {
+    read_stat(pid).map(|stat| stat.identity.started)
+}
+
+/// Whether somebody traces a process, as CRIU does while it dumps or rebuilds it.
+pub fn is_traced(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
+    tracer.is_some_and(|tracer| tracer.trim() != "0")
+}
+
+/// The command of a process, as the kernel has it.
+pub fn command(pid: u32) -> Option<String> {
+    read_stat(pid).map(|stat| stat.command)
+}
+
 /// The parent of a process.
 pub fn parent(pid: u32) -> Option<u32> {
     read_stat(pid).map(|stat| stat.parent)

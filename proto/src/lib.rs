@@ -19,3 +19,13 @@ pub mod criu {
 pub mod checkpoint {
     include!(concat!(env!("OUT_DIR"), "/migration.checkpoint.v1.rs"));
 }
+
+/// The agent's gRPC API, version 1.
+#[cfg(feature = "agent")]
+#[allow(missing_docs, clippy::all)]
+pub mod agent {
+    include!(concat!(env!("OUT_DIR"), "/migration.agent.v1.rs"));
+
+    /// The API's description, as reflection serves it.
+    pub const DESCRIPTION: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent.bin"));
+}

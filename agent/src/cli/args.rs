@@ -9,8 +9,10 @@ use super::{
     checkpoint::Checkpoint,
     inspect::{Delete, List, OneCheckpoint, Verify},
     page_server::PageServer,
+    remote::{Cancel, Status, Watch},
     restore::Restore,
     run::Run,
+    serve::Serve,
 };
 
 /// Moves running processes between machines, with their memory in object storage.
@@ -72,6 +74,14 @@ pub enum Command {
     Checkpoint(Checkpoint),
     /// Bring a process tree back
     Restore(Restore),
+    /// Do what others ask for over gRPC
+    Serve(Serve),
+    /// Show what an agent that serves does and did
+    Status(Status),
+    /// Follow an operation of such an agent to its end
+    Watch(Watch),
+    /// Cancel an operation of such an agent
+    Cancel(Cancel),
     /// List applications, or the checkpoints of one
     List(List),
     /// Show what a checkpoint holds

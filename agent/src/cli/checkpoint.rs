@@ -11,13 +11,15 @@ use super::{
     commands::agent,
     inspect::describe_checkpoint,
     output::{Output, ProgressLine},
+    remote::{self, Through},
 };
 
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   migration-agent checkpoint --app cache --pid 4711 --leave-running --json
 
-The process is ended only after its checkpoint is durable. If anything fails before, it goes on running.")]
+The process is ended only after its checkpoint is durable. If anything fails before, it goes on running.
+With --agent it is that agent that does it, with its own store; then the pid is as that agent sees it.")]
 pub struct Checkpoint {
     /// Name of the application
     #[arg(long, value_name = "NAME")]
@@ -31,10 +33,17 @@ pub struct Checkpoint {
     /// Carry established TCP connections
     #[arg(long)]
     pub tcp_established: bool,
+    #[command(flatten)]
+    pub through: Through,
 }
 
 /// Takes it, and shows how far it is.
 pub fn checkpoint(typed: Checkpoint, global: &Global, output: Output) -> Result<(), AgentError> {
+    if typed.through.agent.is_some() {
+        let report = remote::checkpoint(&typed)?;
+        output.result(&report, describe_checkpoint);
+        return Ok(());
+    }
     let agent = agent(global)?;
     let mut request = CheckpointRequest::new(typed.app, typed.pid);
     request.leave_running = typed.leave_running;

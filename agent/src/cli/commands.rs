@@ -10,7 +10,7 @@ use super::{
     args::{Cli, Command, Global},
     check, checkpoint, inspect,
     output::Output,
-    page_server, restore, run,
+    page_server, remote, restore, run, serve,
 };
 
 /// Runs the command line.
@@ -42,6 +42,10 @@ pub fn main() -> ExitCode {
                 Err(error) => failed(error, what_is_left(pid).as_deref()),
             }
         }
+        Command::Serve(typed) => finish(serve::serve(typed, &cli.global, output), failed),
+        Command::Status(typed) => finish(remote::status(&typed, output), failed),
+        Command::Watch(typed) => remote::watch(&typed, output).unwrap_or_else(|error| failed(error, None)),
+        Command::Cancel(typed) => finish(remote::cancel(&typed, output), failed),
         Command::List(list) => finish(inspect::list(&list, &cli.global, output), failed),
         Command::Show(which) => finish(inspect::show(&which, &cli.global, output), failed),
         Command::Verify(verify) => finish(inspect::verify(&verify, &cli.global, output), failed),

@@ -10,7 +10,9 @@ mod commands;
 mod inspect;
 mod output;
 mod page_server;
+mod remote;
 mod restore;
 mod run;
+mod serve;
 
 pub use self::commands::main;

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use migration_agent::{AgentError, Progress};
+use migration_agent::{AgentError, Progress, error_chain as chain};
 use serde::Serialize;
 
 /// Where and how results are printed.
@@ -35,6 +35,7 @@ impl Output {
 
     /// Says what failed, what was left as it was, and what to do next.
     pub fn error(self, error: &AgentError, left: Option<&str>) {
+        let left = error.left().or(left);
         if self.json {
             let object = serde_json::json!({ "error": {
                 "reason": error.reason(),
@@ -52,21 +53,6 @@ impl Output {
         }
         let _ = writeln!(io::stderr(), "{message}");
     }
-}
-
-/// An error and its causes, without repeating a cause that is already part of the text.
-fn chain(error: &AgentError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// Shows the progress of an operation on a terminal while it lives.

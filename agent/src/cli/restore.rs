@@ -24,6 +24,7 @@ use super::{
     args::Global,
     commands::agent,
     output::{Output, ProgressLine},
+    remote::{self, Through},
     run::write_pid,
 };
 
@@ -33,7 +34,8 @@ use super::{
   migration-agent restore --app cache --detach            return when it runs
   migration-agent restore --app cache --wait-resident     return when all of its pages are in memory
 
-In front, the workload's pipes and terminals continue on this program's standard streams. Detached, they continue in the file named by --output, which is shown in the result.")]
+In front, the workload's pipes and terminals continue on this program's standard streams. Detached, they continue in the file named by --output, which is shown in the result. With --agent it is that agent that
+restores, always detached.")]
 pub struct Restore {
     /// Name of the application
     #[arg(long, value_name = "NAME")]
@@ -48,11 +50,11 @@ pub struct Restore {
     #[arg(long)]
     pub detach: bool,
     /// Return when all pages are in memory
-    #[arg(long)]
+    #[arg(long, conflicts_with = "agent")]
     pub wait_resident: bool,
     /// Where a detached workload's output goes: a file, or `inherit` for this program's own streams
     /// [default: a log file in the user's state directory]
-    #[arg(long, value_name = "FILE|inherit")]
+    #[arg(long, value_name = "FILE|inherit", conflicts_with = "agent")]
     pub output: Option<PathBuf>,
     /// How long the restored processes wait for a store that cannot be reached, where they touch pages that have not come
     /// yet, before they are killed
@@ -64,6 +66,8 @@ pub struct Restore {
     /// Restore established TCP connections
     #[arg(long)]
     pub tcp_established: bool,
+    #[command(flatten)]
+    pub through: Through,
 }
 
 /// What `restore` prints.
@@ -88,6 +92,9 @@ pub fn restore(
     output: Output,
     signals: &Signals,
 ) -> Result<ExitCode, AgentError> {
+    if typed.through.agent.is_some() {
+        return through_agent(&typed, output);
+    }
     supervise::adopt_orphans()?;
     let agent = agent(global)?;
     let in_front = !typed.detach && !typed.wait_resident;
@@ -148,6 +155,25 @@ pub fn restore(
     Ok(supervise::wait_for(restored.pid)?.into())
 }
 
+/// An agent that serves restores it, and stays out of its way; so does this.
+fn through_agent(typed: &Restore, output: Output) -> Result<ExitCode, AgentError> {
+    let result = remote::restore(typed)?;
+    if let Some(path) = &typed.pid_file {
+        write_pid(path, result.pid);
+    }
+    let report = Report {
+        checkpoint: result.checkpoint,
+        app: result.app,
+        pid: result.pid,
+        strategy: typed.strategy,
+        resume_ms: result.resume_ms.unwrap_or(f64::NAN),
+        residency: None,
+        output: Some(result.output.into()),
+    };
+    output.result(&report, describe);
+    Ok(ExitCode::SUCCESS)
+}
+
 fn describe(report: &Report) -> String {
     let mut text = format!(
         "{} runs again as pid {} after {:.0} ms (checkpoint {})",
@@ -199,7 +225,7 @@ fn log_file(typed: &Restore, extension: &str) -> Result<PathBuf, AgentError> {
         what: format!("cannot create {}", directory.display()),
         source,
     })?;
-    Ok(directory.join(format!("{}.{extension}", typed.app.as_str().replace('/', "."))))
+    Ok(settings::log_file(&directory, &typed.app, extension))
 }
 
 fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> AgentError {

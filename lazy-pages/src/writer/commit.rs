@@ -54,6 +54,18 @@ impl SealedPages {
     /// deletion. The checkpoint does not exist after an error, except that an error of the very last put may leave
     /// the complete checkpoint.
     pub async fn commit(self, meta: CheckpointMeta) -> Result<Manifest, WriteError> {
+        self.commit_if(meta, || true).await
+    }
+
+    /// The same, but asks before the manifest is put, which cannot be taken back.
+    ///
+    /// # Errors
+    /// [`WriteError::Stopped`] when the answer was no; those of [`Self::commit`].
+    pub async fn commit_if(
+        self,
+        meta: CheckpointMeta,
+        permit: impl FnOnce() -> bool,
+    ) -> Result<Manifest, WriteError> {
         let Self { target, running, objects, packed } = self;
         let Target { store, app, id, parent, begun } = &target;
         let CheckpointMeta { mut vmas, tasks, host, streams, bundle } = meta;
@@ -105,6 +117,9 @@ impl SealedPages {
         let too_late = begun.elapsed().unwrap_or_default() >= LEASE_USE;
         if too_late || parent.as_ref().is_some_and(|parent| !parent.lease().is_usable()) {
             return Err(WriteError::TooLate);
+        }
+        if !permit() {
+            return Err(WriteError::Stopped);
         }
         put(keys::manifest(app, *id), encoded).await?;
         Ok(manifest)

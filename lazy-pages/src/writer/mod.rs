@@ -30,7 +30,12 @@ mod upload;
 mod window;
 mod worker;
 
-use std::{num::NonZeroUsize, sync::Arc, thread::JoinHandle, time::SystemTime};
+use std::{
+    num::NonZeroUsize,
+    sync::{Arc, Weak},
+    thread::JoinHandle,
+    time::SystemTime,
+};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use tokio::runtime::Handle;
@@ -244,6 +249,11 @@ impl CheckpointWriter {
         Ok(SealedPages { target, running, objects, packed })
     }
 
+    /// What gives this checkpoint up from another thread.
+    pub fn give_up(&self) -> GiveUp {
+        GiveUp(Arc::downgrade(&self.uploads))
+    }
+
     fn send_open_windows(&mut self) -> Result<(), WriteError> {
         (0..self.open.len()).try_for_each(|slot| self.send(slot))
     }
@@ -267,6 +277,21 @@ impl Drop for CheckpointWriter {
         }
         for worker in self.workers.drain(..) {
             let _ = worker.join();
+        }
+    }
+}
+
+/// Gives a checkpoint up: whoever waits in its writer returns with [`WriteError::Stopped`], and it is not committed unless
+/// its manifest was already being put. Keeps nothing of the writer.
+#[derive(Clone, Debug)]
+pub struct GiveUp(Weak<Uploads>);
+
+impl GiveUp {
+    /// Does so.
+    pub fn now(&self) {
+        if let Some(uploads) = self.0.upgrade() {
+            uploads.fail(WriteError::Stopped);
+            uploads.stop();
         }
     }
 }

@@ -17,12 +17,16 @@ pub const TARGET: Target = Target { name: "frame", run, seeds, memory: (6 * FRAM
 
 fn run(input: &[u8]) -> bool {
     let [pages, codec, stored @ ..] = input else { return false };
-    let codec = match codec % 3 {
+    let codec = match codec % 4 {
         0 => Codec::None,
         1 => Codec::Lz4,
-        _ => Codec::Zstd,
+        2 => Codec::Zstd,
+        _ => Codec::AtSource,
     };
     let held = held(codec, stored);
+    // The hash a source sends with a frame.
+    let sent = if codec == Codec::AtSource { hash(stored).to_vec() } else { Vec::new() };
+    let stored = [stored, &sent].concat();
     let entry = FrameEntry {
         pack: PackId::from_bytes(&[7; 16]).expect("16 bytes"),
         offset: 0,
@@ -31,7 +35,7 @@ fn run(input: &[u8]) -> bool {
         codec,
         hash: held.as_deref().map_or([0; 16], hash),
     };
-    let stored = Bytes::copy_from_slice(stored);
+    let stored = Bytes::from(stored);
     let fits = held.as_ref().is_some_and(|held| {
         (1..=FRAME_PAGES).contains(&(entry.pages as usize)) && held.len() == entry.plain_length()
     });
@@ -44,7 +48,11 @@ fn run(input: &[u8]) -> bool {
         Err(error) => assert!(!fits, "a good frame was refused: {error}"),
     }
     let wrong = FrameEntry { hash: entry.hash.map(|byte| byte ^ 0x80), ..entry };
-    VerifiedFrame::decode(&wrong, stored.clone()).expect_err("the hash is another");
+    let mut bytes = stored.to_vec();
+    if let Some(last) = bytes.last_mut().filter(|_| codec == Codec::AtSource) {
+        *last ^= 0x80;
+    }
+    VerifiedFrame::decode(&wrong, bytes.into()).expect_err("the hash is another");
     let longer = FrameEntry { stored_length: entry.stored_length + 1, ..entry };
     VerifiedFrame::decode(&longer, stored).expect_err("a byte is missing");
     fits
@@ -54,7 +62,7 @@ fn run(input: &[u8]) -> bool {
 fn held(codec: Codec, stored: &[u8]) -> Option<Vec<u8>> {
     let room = FRAME + PAGE_SIZE;
     match codec {
-        Codec::None => Some(stored.to_vec()),
+        Codec::None | Codec::AtSource => Some(stored.to_vec()),
         Codec::Lz4 => {
             let mut plain = vec![0; room];
             let length = lz4_flex::block::decompress_into(stored, &mut plain).ok()?;
@@ -85,6 +93,7 @@ fn seeds() -> Vec<Vec<u8>> {
         seeds.push([&[pages as u8, 2][..], &zstd.expect("a compressed frame")].concat());
     }
     seeds.push([&[1, 0][..], &plain(1)].concat());
+    seeds.push([&[3, 3][..], &plain(3)].concat());
     // Bombs: far more than the promised page comes out.
     let zeros = vec![0; 64 << 20];
     seeds.push([&[1, 1][..], &lz4_flex::block::compress(&zeros[..4 << 20])].concat());

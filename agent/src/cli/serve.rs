@@ -1,0 +1,104 @@
+//! `serve`: the agent as a service.
+
+use std::{env, io::Write, path::PathBuf, time::Duration};
+
+use clap::Args;
+use migration_agent::{
+    AgentError,
+    service::{self, Config, Listen, Rules},
+    settings,
+};
+
+use super::{
+    args::Global,
+    commands::agent,
+    output::Output,
+    remote::{Certificates, SOCKET},
+};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  migration-agent serve
+  migration-agent serve --listen 0.0.0.0:7070 --tls-cert node.pem --tls-key node.key --tls-ca ca.pem \\
+      --allow-client operator.example --allow-client 'migration://prod/*'
+
+Whoever may open the Unix socket, which is root, may do everything. Over TCP a client shows a certificate of the
+authorities in --tls-ca; one of its names (DNS or URI in its subject alternative names) has to be allowed. A client named
+migration://cluster/namespace/app may touch that application only, every other one all of them.
+
+SIGTERM ends an agent that does nothing at once; one that works finishes final dumps and restores first. Restored processes
+do not depend on it.")]
+pub struct Serve {
+    /// The Unix socket
+    #[arg(long, value_name = "PATH", default_value = SOCKET)]
+    pub socket: PathBuf,
+    /// Serve TCP too
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    #[command(flatten)]
+    pub certificates: Certificates,
+    /// Let clients with this name in; `migration://cluster/*` stands for all applications below
+    #[arg(long, value_name = "NAME", requires = "tls_cert")]
+    pub allow_client: Vec<String>,
+    /// Serve TCP without TLS: whoever reaches the address may take the memory of every process
+    #[arg(long, conflicts_with = "tls_cert")]
+    pub insecure_plaintext: bool,
+    /// Where operations are written down [default: the user's state directory]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// How long operations may go on after SIGTERM before they are given up
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub grace: u64,
+}
+
+/// Serves until a signal ends it.
+pub fn serve(typed: Serve, global: &Global, output: Output) -> Result<(), AgentError> {
+    let program = env::current_exe()
+        .map_err(|source| AgentError::Io { what: "cannot find this program".to_owned(), source })?;
+    let tcp = listen(&typed)?;
+    let config = Config {
+        unix: Some(typed.socket),
+        tcp,
+        state: typed.state_dir.unwrap_or_else(settings::state_directory),
+        program,
+        grace: Duration::from_secs(typed.grace),
+    };
+    service::serve(agent(global)?, config, |reached| {
+        output.result(reached, |reached| {
+            let unix = reached.unix.iter().map(|path| format!("unix:{}", path.display()));
+            let tcp = reached.tcp.iter().map(ToString::to_string);
+            format!("serving at {}", unix.chain(tcp).collect::<Vec<_>>().join(" and "))
+        });
+        let _ = std::io::stdout().flush();
+    })
+}
+
+/// TCP is mTLS, or plaintext where that was said.
+fn listen(typed: &Serve) -> Result<Option<Listen>, AgentError> {
+    let Some(address) = typed.listen.clone() else {
+        let unused = typed.insecure_plaintext || typed.certificates.files().is_some();
+        return match unused {
+            true => Err(AgentError::Usage("--listen is missing: the other options are about TCP".to_owned())),
+            false => Ok(None),
+        };
+    };
+    let tls = match typed.certificates.files() {
+        Some(files) => {
+            let rules = Rules::new(typed.allow_client.clone());
+            if rules.is_empty() {
+                return Err(AgentError::Usage(
+                    "no client would be let in: name some with --allow-client".to_owned(),
+                ));
+            }
+            Some((files, rules))
+        }
+        None if typed.insecure_plaintext => None,
+        None => {
+            return Err(AgentError::Usage(
+                "TCP is served with --tls-cert, --tls-key and --tls-ca, or in the clear with --insecure-plaintext"
+                    .to_owned(),
+            ));
+        }
+    };
+    Ok(Some(Listen { address, tls }))
+}

@@ -1,0 +1,155 @@
+//! The other side of the service: connections to an agent.
+
+use std::{fmt, io, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use migration_proto::agent::agent_client::AgentClient;
+use rustls::pki_types::ServerName;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint, Uri},
+};
+use tower::service_fn;
+
+use crate::{
+    AgentError,
+    service::{detail_of, reason_word, tls::Files},
+};
+
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// Where an agent is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AgentAddress {
+    /// `unix:/path`
+    Unix(PathBuf),
+    /// `https://host:port`, with a certificate to show.
+    Https(Uri),
+    /// `http://host:port`, for an agent that serves plaintext.
+    Http(Uri),
+}
+
+impl FromStr for AgentAddress {
+    type Err = AgentError;
+
+    fn from_str(text: &str) -> Result<Self, AgentError> {
+        if let Some(path) = text.strip_prefix("unix:").filter(|path| path.starts_with('/')) {
+            return Ok(Self::Unix(path.into()));
+        }
+        let uri = text.parse::<Uri>().ok().filter(|uri| uri.port().is_some() && uri.host().is_some());
+        match uri {
+            Some(uri) if uri.scheme_str() == Some("https") => Ok(Self::Https(uri)),
+            Some(uri) if uri.scheme_str() == Some("http") => Ok(Self::Http(uri)),
+            _ => Err(AgentError::Usage(format!(
+                "`{text}` is no agent's address: unix:/path or https://host:port"
+            ))),
+        }
+    }
+}
+
+impl fmt::Display for AgentAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Https(uri) | Self::Http(uri) => write!(f, "{uri}"),
+        }
+    }
+}
+
+/// An agent, connected to.
+///
+/// # Errors
+/// Those of [`channel`].
+pub async fn connect(
+    address: &AgentAddress,
+    files: Option<&Files>,
+) -> Result<AgentClient<Channel>, AgentError> {
+    Ok(AgentClient::new(channel(address, files).await?))
+}
+
+/// Connects to an agent; over TLS with the certificate and authorities in `files`.
+///
+/// # Errors
+/// When it cannot be reached, or a certificate is refused.
+pub async fn channel(address: &AgentAddress, files: Option<&Files>) -> Result<Channel, AgentError> {
+    let failed = |error: tonic::transport::Error| AgentError::Io {
+        what: format!("cannot reach the agent at {address}"),
+        source: io::Error::other(error),
+    };
+    let channel = match address {
+        AgentAddress::Unix(path) => {
+            let path = path.clone();
+            let connector = service_fn(move |_: Uri| {
+                let path = path.clone();
+                async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+            });
+            // The name is for the protocol only.
+            Endpoint::from_static("http://agent")
+                .connect_timeout(CONNECT)
+                .connect_with_connector(connector)
+                .await
+        }
+        AgentAddress::Http(uri) => Endpoint::from(uri.clone()).connect_timeout(CONNECT).connect().await,
+        AgentAddress::Https(uri) => {
+            let files = files.ok_or_else(|| {
+                AgentError::Usage("https needs --tls-cert, --tls-key and --tls-ca".to_owned())
+            })?;
+            let connector = TlsConnector::from(files.client()?);
+            let connector = service_fn(move |uri: Uri| encrypted(uri, connector.clone()));
+            // It is the connector that encrypts.
+            let plain = format!("http://{}", uri.authority().map_or("", |authority| authority.as_str()));
+            let endpoint = Endpoint::from_shared(plain).map_err(failed)?;
+            endpoint.connect_timeout(CONNECT).connect_with_connector(connector).await
+        }
+    };
+    channel.map_err(failed)
+}
+
+async fn encrypted(
+    uri: Uri,
+    connector: TlsConnector,
+) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
+    let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "an address without host and port");
+    let (host, port) = (uri.host().ok_or_else(invalid)?, uri.port_u16().ok_or_else(invalid)?);
+    let host = host.trim_matches(['[', ']']);
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    Ok(TokioIo::new(connector.connect(name, stream).await?))
+}
+
+/// What a call was refused with.
+pub fn refused(status: &Status) -> AgentError {
+    match detail_of(status) {
+        Some(detail) => AgentError::Service {
+            reason: reason_word(detail.reason()),
+            message: detail.message,
+            left: detail.left,
+            hint: detail.hint,
+        },
+        None => AgentError::Io {
+            what: "the agent did not answer".to_owned(),
+            source: io::Error::other(Arc::new(status.clone())),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_say_how_to_get_there() {
+        for good in
+            ["unix:/run/agent.sock", "https://10.0.0.1:7070/", "https://[::1]:7070/", "http://host:1/"]
+        {
+            assert_eq!(good.parse::<AgentAddress>().unwrap().to_string(), good);
+        }
+        for bad in ["", "unix:relative", "/run/agent.sock", "https://host", "ftp://host:1", "host:1"] {
+            assert!(bad.parse::<AgentAddress>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! What became of an operation whose agent has died, told by what is there: the checkpoint, which was named before it was
+//! begun, and the processes.
+//!
+//! | | checkpoint complete | no checkpoint |
+//! |---|---|---|
+//! | dump, tree runs on | pre-checkpoint: done. Final dump: interrupted, and the tree has changed since | interrupted |
+//! | dump, tree gone | done | interrupted, and the tree ended by itself |
+//!
+//! A final dump that has committed and has not ended its tree is not finished here: what the tree has done since would be
+//! lost. Repeated under a new id it uploads only that.
+//!
+//! A restore is done if all tasks of its checkpoint run, younger than the operation. What CRIU had under way when its
+//! agent died it undoes by itself, so that is waited for.
+
+use std::{fs, path::Path, sync::Arc, thread, time::Duration};
+
+use lazy_pages::{
+    catalog::{Catalog, CatalogError},
+    format::Manifest,
+    ids::{AppId, CheckpointId},
+    units::PAGE_SIZE,
+};
+use migration_proto::agent::{CheckpointResult, Reason, RestoreResult, Strategy as WireStrategy};
+
+use super::{
+    error,
+    journal::{self, Kind, Outcome, Record},
+};
+use crate::{Agent, AgentError, settings, tree};
+
+/// How long CRIU may take to undo what it was doing; it takes milliseconds.
+const UNDO: Duration = Duration::from_secs(15);
+
+/// How often it is looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How an operation without an end has ended.
+///
+/// # Errors
+/// When that cannot be known yet, because the store does not answer.
+pub fn settle(agent: &Agent, logs: &Path, record: &Record) -> Result<Outcome, AgentError> {
+    let app: AppId = record.spec.app.parse().map_err(|error| AgentError::Usage(format!("{error}")))?;
+    let checkpoint = record.checkpoint.as_deref().and_then(|id| id.parse::<CheckpointId>().ok());
+    wait_for_criu(record);
+    let manifest = match checkpoint {
+        Some(id) => find(agent, &app, id)?,
+        None => None,
+    };
+    Ok(match record.spec.kind {
+        Kind::PreCheckpoint | Kind::FinalDump => dump(record, manifest),
+        Kind::Restore => restore(logs, record, &app, manifest),
+    })
+}
+
+fn find(agent: &Agent, app: &AppId, id: CheckpointId) -> Result<Option<Manifest>, AgentError> {
+    match agent.block_on(Catalog::new(Arc::clone(agent.store())).load_manifest(app, id)) {
+        Ok(manifest) => Ok(Some(manifest)),
+        Err(CatalogError::UnknownCheckpoint { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn dump(record: &Record, manifest: Option<Manifest>) -> Outcome {
+    let pid = record.spec.pid;
+    let runs = record.tree.as_ref().is_some_and(|tree| tree.is_alive());
+    match manifest {
+        Some(manifest) if runs && record.spec.kind == Kind::FinalDump => {
+            let mut detail = interrupted(
+                format!("process {pid} runs on, and has changed since checkpoint {} of it", manifest.id),
+                "ask for another final dump, with a new operation id",
+            );
+            detail.checkpoint = manifest.id.to_string();
+            Outcome::Failed(detail)
+        }
+        Some(manifest) => {
+            let left = match (runs, record.spec.kind) {
+                (true, _) => "running",
+                (false, Kind::FinalDump) => "killed",
+                // After its checkpoint it was left running, and has ended for reasons of its own.
+                (false, _) => "ended",
+            };
+            Outcome::Checkpoint(result_of(&manifest, left))
+        }
+        None if runs => Outcome::Failed(interrupted(
+            format!("process {pid} runs on; no checkpoint was made"),
+            "ask again, with a new operation id",
+        )),
+        None => Outcome::Failed(interrupted(
+            format!("no checkpoint was made, and process {pid} does not run any more"),
+            "restore the application's last checkpoint",
+        )),
+    }
+}
+
+fn restore(logs: &Path, record: &Record, app: &AppId, manifest: Option<Manifest>) -> Outcome {
+    let again = "ask again, with a new operation id";
+    let Some(manifest) = manifest.filter(|_| record.boot == journal::boot()) else {
+        return Outcome::Failed(interrupted("nothing of the application runs".to_owned(), again));
+    };
+    let expected = manifest.tasks.iter().filter(|task| !task.dead);
+    let (running, missing): (Vec<_>, Vec<_>) =
+        expected.partition(|task| runs_since(record, task.pid, &task.command));
+    let Some(root) = manifest.tasks.first().filter(|_| missing.is_empty()) else {
+        let left = match running.is_empty() {
+            true => "nothing of the application runs".to_owned(),
+            false => {
+                let pids: Vec<String> = running.iter().map(|task| task.pid.to_string()).collect();
+                format!("a part of its processes is left: {}", pids.join(" "))
+            }
+        };
+        return Outcome::Failed(interrupted(left, again));
+    };
+    let strategy = match record.spec.strategy.as_str() {
+        "full" => WireStrategy::Full,
+        _ => WireStrategy::LazyStorage,
+    };
+    Outcome::Restore(RestoreResult {
+        checkpoint: manifest.id.to_string(),
+        app: app.to_string(),
+        pid: root.pid,
+        strategy: strategy.into(),
+        resume_ms: None,
+        output: settings::log_file(logs, app, "log").display().to_string(),
+        hook_failure: String::new(),
+    })
+}
+
+fn interrupted(left: String, hint: &str) -> migration_proto::agent::ErrorDetail {
+    error::detail(Reason::Interrupted, "the agent died during this operation", &left, hint)
+}
+
+fn result_of(manifest: &Manifest, left: &str) -> CheckpointResult {
+    let statistics = manifest.statistics;
+    CheckpointResult {
+        checkpoint: manifest.id.to_string(),
+        app: manifest.app.to_string(),
+        parent: manifest.parent.map(|id| id.to_string()).unwrap_or_default(),
+        frozen_ms: None,
+        total_ms: None,
+        pages_total: statistics.pages_total,
+        pages_zero: statistics.pages_zero,
+        pages_unchanged: statistics.pages_unchanged,
+        // Not told apart from the unchanged ones in a manifest.
+        pages_pending: 0,
+        pages_stored: statistics.pages_stored,
+        bytes_memory: statistics.pages_total * PAGE_SIZE as u64,
+        bytes_uploaded: statistics.bytes_uploaded,
+        left: left.to_owned(),
+    }
+}
+
+/// Waits until CRIU has let go of the tree.
+fn wait_for_criu(record: &Record) {
+    let busy = || match record.spec.kind {
+        Kind::PreCheckpoint | Kind::FinalDump => tree::is_traced(record.spec.pid),
+        // It names the tasks it builds like itself until it is done with them.
+        Kind::Restore => tree::all_pids().any(|pid| tree::command(pid).as_deref() == Some("criu")),
+    };
+    let mut quiet = 0;
+    let mut waited = Duration::ZERO;
+    // Twice in a row: between two steps of its it may look as if it was not there.
+    while quiet < 2 && waited < UNDO {
+        quiet = if busy() { 0 } else { quiet + 1 };
+        thread::sleep(LOOK);
+        waited += LOOK;
+    }
+}
+
+/// Whether a task with this pid and command runs that was made after the operation had begun.
+fn runs_since(record: &Record, pid: u32, command: &str) -> bool {
+    let age = || {
+        let uptime = fs::read_to_string("/proc/uptime").ok()?;
+        let uptime: f64 = uptime.split(' ').next()?.parse().ok()?;
+        let tick = rustix::param::clock_ticks_per_second() as f64;
+        Some(uptime - tree::started(pid)? as f64 / tick)
+    };
+    let operation = journal::unix_ms().saturating_sub(record.started_unix_ms) as f64 / 1e3;
+    // The two clocks are read one after the other.
+    let young = age().is_some_and(|age| age <= operation + 0.1);
+    young && tree::is_alive(pid) && tree::command(pid).as_deref() == Some(command)
+}

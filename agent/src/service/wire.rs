@@ -1,0 +1,172 @@
+//! Between the API's messages and what the agent does.
+
+use std::time::Instant;
+
+use lazy_pages::{
+    ids::{AppId, CheckpointId},
+    units::PAGE_SIZE,
+};
+use migration_proto::agent::{
+    self as wire, ErrorDetail, FinalDumpRequest, Operation, OperationState, PreCheckpointRequest, Reason,
+    RestoreRequest, operation,
+};
+
+use super::{
+    error,
+    journal::{Kind, OperationId, Outcome, Spec},
+    operations::Entry,
+};
+use crate::Stage;
+
+/// A request for an operation, whatever its kind.
+#[derive(Debug)]
+pub struct Asked {
+    /// The operation's name.
+    pub id: OperationId,
+    /// What it is to do.
+    pub spec: Spec,
+    /// It is to outlive the call.
+    pub detach: bool,
+    /// 0 for none.
+    pub deadline_ms: u64,
+}
+
+impl TryFrom<PreCheckpointRequest> for Asked {
+    type Error = ErrorDetail;
+
+    fn try_from(request: PreCheckpointRequest) -> Result<Self, ErrorDetail> {
+        let spec = Spec {
+            kind: Kind::PreCheckpoint,
+            app: app(&request.app)?,
+            pid: pid(request.pid)?,
+            checkpoint: String::new(),
+            strategy: String::new(),
+            tcp_established: request.tcp_established,
+            hook: request.before_freeze,
+            patience_s: 0,
+        };
+        let id = id(&request.operation_id)?;
+        Ok(Self { id, spec, detach: request.detach, deadline_ms: request.deadline_ms })
+    }
+}
+
+impl TryFrom<FinalDumpRequest> for Asked {
+    type Error = ErrorDetail;
+
+    fn try_from(request: FinalDumpRequest) -> Result<Self, ErrorDetail> {
+        let spec = Spec {
+            kind: Kind::FinalDump,
+            app: app(&request.app)?,
+            pid: pid(request.pid)?,
+            checkpoint: String::new(),
+            strategy: String::new(),
+            tcp_established: request.tcp_established,
+            hook: request.before_freeze,
+            patience_s: 0,
+        };
+        let id = id(&request.operation_id)?;
+        Ok(Self { id, spec, detach: request.detach, deadline_ms: request.deadline_ms })
+    }
+}
+
+impl TryFrom<RestoreRequest> for Asked {
+    type Error = ErrorDetail;
+
+    fn try_from(request: RestoreRequest) -> Result<Self, ErrorDetail> {
+        let strategy = match wire::Strategy::try_from(request.strategy) {
+            Ok(wire::Strategy::Unspecified | wire::Strategy::LazyStorage) => "lazy-storage",
+            Ok(wire::Strategy::Full) => "full",
+            Err(_) => return Err(usage(format!("this agent knows no strategy {}", request.strategy))),
+        };
+        let checkpoint = match request.checkpoint.as_str() {
+            "" => String::new(),
+            text => text.parse::<CheckpointId>().map_err(|error| usage(error.to_string()))?.to_string(),
+        };
+        let spec = Spec {
+            kind: Kind::Restore,
+            app: app(&request.app)?,
+            pid: 0,
+            checkpoint,
+            strategy: strategy.to_owned(),
+            tcp_established: request.tcp_established,
+            hook: request.after_restore,
+            patience_s: request.patience_s,
+        };
+        let id = id(&request.operation_id)?;
+        Ok(Self { id, spec, detach: request.detach, deadline_ms: request.deadline_ms })
+    }
+}
+
+fn id(text: &str) -> Result<OperationId, ErrorDetail> {
+    text.parse().map_err(|error| error::of_error(&error, Some("nothing was begun".to_owned())))
+}
+
+fn pid(pid: u32) -> Result<u32, ErrorDetail> {
+    if pid > 1 { Ok(pid) } else { Err(usage(format!("{pid} is not the root of a tree that can be moved"))) }
+}
+
+/// The name of an application in full.
+///
+/// # Errors
+/// When it is no name.
+pub fn app(text: &str) -> Result<String, ErrorDetail> {
+    text.parse::<AppId>().map(|app| app.to_string()).map_err(|error| usage(error.to_string()))
+}
+
+fn usage(message: String) -> ErrorDetail {
+    error::detail(Reason::Usage, message, "nothing was begun", "correct the request")
+}
+
+/// An operation as it is now.
+pub fn operation(entry: &Entry) -> Operation {
+    let record = entry.record();
+    let (stage, bytes_done) = entry.progress().now();
+    let (state, outcome) = match record.end.as_ref().map(|end| &end.outcome) {
+        None => (OperationState::Running, None),
+        Some(Outcome::Checkpoint(result)) => {
+            (OperationState::Succeeded, Some(operation::Outcome::Checkpoint(result.clone())))
+        }
+        Some(Outcome::Restore(result)) => {
+            (OperationState::Succeeded, Some(operation::Outcome::Restore(result.clone())))
+        }
+        Some(Outcome::Failed(detail)) => {
+            (OperationState::Failed, Some(operation::Outcome::Error(detail.clone())))
+        }
+    };
+    Operation {
+        id: record.id.to_string(),
+        kind: record.spec.kind.wire().into(),
+        app: record.spec.app,
+        state: state.into(),
+        stage: wire_stage(stage).into(),
+        pages_done: bytes_done / PAGE_SIZE as u64,
+        bytes_done,
+        bytes_total: entry.progress().total(),
+        deadline_headroom_ms: entry.headroom_ms(),
+        started_unix_ms: record.started_unix_ms,
+        finished_unix_ms: record.end.map_or(0, |end| end.unix_ms),
+        outcome,
+    }
+}
+
+/// Milliseconds from one moment to another, less than 0 if that was before.
+pub fn signed_ms(from: Instant, to: Instant) -> i64 {
+    let ms = |time: std::time::Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+    match to.checked_duration_since(from) {
+        Some(after) => ms(after),
+        None => -ms(from.duration_since(to)),
+    }
+}
+
+fn wire_stage(stage: Stage) -> wire::Stage {
+    match stage {
+        Stage::Preparing => wire::Stage::Preparing,
+        Stage::Dumping => wire::Stage::Dumping,
+        Stage::Committing => wire::Stage::Committing,
+        Stage::Fetching => wire::Stage::Fetching,
+        Stage::Restoring => wire::Stage::Restoring,
+        Stage::Filling => wire::Stage::Filling,
+        // The service verifies nothing on its own.
+        Stage::Verifying => wire::Stage::Unspecified,
+    }
+}
