@@ -21,7 +21,8 @@ fn agent() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(description, descriptors.encode_to_vec())?;
     // What the agent keeps in its journal, and prints.
     let kept = ["Hook", "Command", "CheckpointResult", "RestoreResult", "ErrorDetail"];
-    let code = tonic_prost_build::configure();
+    // Pages are not copied on their way.
+    let code = tonic_prost_build::configure().bytes(".migration.agent.v1.Frame");
     let code = kept.iter().fold(code, |code, name| {
         let path = format!(".migration.agent.v1.{name}");
         code.type_attribute(path, "#[derive(serde::Serialize, serde::Deserialize)]")

@@ -117,6 +117,17 @@ impl Fence {
         }
     }
 
+    /// The same, if this runner has claimed its generation.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn end_if_ours(&self, runner: &Runner) -> Result<(), AgentError> {
+        match self.runner(runner.generation).await? {
+            Some(holder) if holder == *runner => self.end(runner.generation).await,
+            _ => Ok(()),
+        }
+    }
+
     /// Whether that was said.
     ///
     /// # Errors

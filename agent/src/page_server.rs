@@ -53,20 +53,30 @@ pub enum Log<'a> {
     File(&'a Path),
 }
 
+/// What one serves.
+#[derive(Debug)]
+pub struct Served<'a> {
+    /// Where the checkpoint is.
+    pub store: &'a StoreUrl,
+    /// Whose.
+    pub app: &'a AppId,
+    /// Which.
+    pub checkpoint: CheckpointId,
+    /// Where its images are put, and the socket.
+    pub images: &'a Path,
+    /// How long processes wait for what does not come.
+    pub patience: Duration,
+    /// Where pages come from that are not in the store.
+    pub origin: Option<String>,
+}
+
 impl PageServerProcess {
-    /// Starts one that puts the images of a checkpoint into `images` and listens there.
+    /// Starts one, as the `page-server` subcommand of `program`.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(
-        program: &Path,
-        store: &StoreUrl,
-        app: &AppId,
-        checkpoint: CheckpointId,
-        images: &Path,
-        patience: Duration,
-        log: &Log<'_>,
-    ) -> Result<Self, AgentError> {
+    pub fn start(program: &Path, served: &Served<'_>, log: &Log<'_>) -> Result<Self, AgentError> {
+        let Served { store, app, checkpoint, images, patience, origin } = served;
         let stderr = match log {
             Log::Inherit => Stdio::inherit(),
             Log::File(path) => Stdio::from(
@@ -86,6 +96,7 @@ impl PageServerProcess {
             .arg("--dir")
             .arg(images)
             .arg(format!("--patience={}", patience.as_secs()))
+            .args(origin.as_ref().map(|origin| format!("--origin={origin}")))
             .arg("--json")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

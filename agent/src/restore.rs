@@ -1,8 +1,10 @@
 //! The restore pipeline: a committed checkpoint becomes a running tree.
 //!
-//! Two strategies share everything but where the pages come from:
+//! The strategies share everything but where the pages come from:
 //! - *lazy-storage*: a page server process listens before CRIU starts; the tree runs as soon as CRIU has rebuilt it, and
 //!   its pages arrive on demand and in the background.
+//! - *lazy-direct* and *lazy-hybrid*: the same, but the pages come out of the stopped tree on another machine, and who may
+//!   run is decided before any task does; see [`handover`](crate::handover).
 //! - *full*: all pages are fetched into CRIU's images on tmpfs first; no userfaultfd, no page server, twice the memory
 //!   for the time of the restore.
 //!
@@ -15,7 +17,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     str::FromStr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -26,7 +28,7 @@ use lazy_pages::{
     format::{Manifest, MemoryMap, ObjectId},
     ids::{AppId, CheckpointId},
     reader::{Checkpoint, Pages, ReadError},
-    server::STORE_PATIENCE,
+    server::{STORE_PATIENCE, daemon::Origin},
     units::PAGE_SIZE,
 };
 use nix::{
@@ -37,13 +39,17 @@ use nix::{
     unistd::Pid,
 };
 use serde::Serialize;
+use tokio::task::JoinHandle;
 
 use crate::{
     agent::Agent,
     cancel::Cancel,
+    checkpoint::unwrap_handler,
     error::AgentError,
+    fence::{Claim, Fence, Runner},
+    handover::{HandedOver, Remote},
     host,
-    page_server::{Log, PageServerProcess},
+    page_server::{Log, PageServerProcess, Served},
     progress::{Progress, Stage},
     tree,
     workdir::WorkDir,
@@ -66,6 +72,10 @@ pub enum Strategy {
     Full,
     /// Storage, on demand.
     LazyStorage,
+    /// The stopped tree on the source machine, on demand.
+    LazyDirect,
+    /// The same, and storage as soon as a checkpoint of the stopped tree is committed there.
+    LazyHybrid,
 }
 
 impl FromStr for Strategy {
@@ -75,7 +85,11 @@ impl FromStr for Strategy {
         match text {
             "full" => Ok(Self::Full),
             "lazy-storage" => Ok(Self::LazyStorage),
-            _ => Err(AgentError::Usage(format!("`{text}` is no strategy: full or lazy-storage"))),
+            "lazy-direct" => Ok(Self::LazyDirect),
+            "lazy-hybrid" => Ok(Self::LazyHybrid),
+            _ => Err(AgentError::Usage(format!(
+                "`{text}` is no strategy: full, lazy-storage, lazy-direct or lazy-hybrid"
+            ))),
         }
     }
 }
@@ -99,6 +113,8 @@ pub struct RestoreRequest {
     pub page_server_log: Option<PathBuf>,
     /// Restore established TCP connections.
     pub tcp_established: bool,
+    /// A tree that is stopped on another machine: the checkpoint is a handover, whose pages come from there.
+    pub handover: Option<HandedOver>,
     /// Gives it up, until the tree is about to run; nothing of it is left then.
     pub cancel: Cancel,
 }
@@ -115,6 +131,7 @@ impl RestoreRequest {
             patience: STORE_PATIENCE,
             page_server_log: None,
             tcp_established: false,
+            handover: None,
             cancel: Cancel::default(),
         }
     }
@@ -195,7 +212,14 @@ impl Agent {
         let criu = self.criu()?;
         let id = self.resolve(&request.app, request.checkpoint)?;
         request.cancel.check()?;
-        let checkpoint = self.open(&request.app, id)?;
+        let checkpoint = match &request.handover {
+            None => self.open(&request.app, id)?,
+            Some(told) => {
+                let _context = self.runtime.enter();
+                let store = Remote::open(told, Arc::clone(&self.store))?.store();
+                self.block_on(Checkpoint::open(store, &request.app, id))?
+            }
+        };
         request.cancel.check()?;
         let restored = self.restore_from(&checkpoint, &criu, request, progress, started);
         // A page server that is still reading has a lease of its own.
@@ -228,20 +252,20 @@ impl Agent {
                 fetched_bytes = self.fetch_everything(checkpoint, &images, progress, &request.cancel)?;
                 None
             }
-            Strategy::LazyStorage => {
+            Strategy::LazyStorage | Strategy::LazyDirect | Strategy::LazyHybrid => {
                 if !criu.features()?.lazy_pages {
                     return Err(AgentError::NoUserfaultfd);
                 }
+                let served = Served {
+                    store: &self.store_url,
+                    app: &request.app,
+                    checkpoint: id,
+                    images: &images,
+                    patience: request.patience,
+                    origin: request.handover.as_ref().map(HandedOver::to_text),
+                };
                 let log = request.page_server_log.as_deref().map_or(Log::Inherit, Log::File);
-                let server = PageServerProcess::start(
-                    &request.page_server,
-                    &self.store_url,
-                    &request.app,
-                    id,
-                    &images,
-                    request.patience,
-                    &log,
-                )?;
+                let server = PageServerProcess::start(&request.page_server, &served, &log)?;
                 if let Err(error) = server.ready(PAGE_SERVER_START, &request.cancel) {
                     return Err(server.end_of_failed_restore().unwrap_or(error));
                 }
@@ -262,16 +286,30 @@ impl Agent {
                 options = options.inherit_fd(stream.key.clone(), fd);
             }
         }
+        let claim = request.handover.as_ref().map(|told| self.claim(&request.app, &told.runner));
         let restored = match criu.restore(options, &mut |notification| {
-            // Later than this, CRIU lets the tree run whatever the answer is.
-            let refused = matches!(notification, Notification::PostRestore { .. }) && !request.cancel.pass();
-            if refused { Err(AgentError::Cancelled.into()) } else { Ok(request.cancel.check()?) }
+            match (notification, &claim) {
+                // Asked for while CRIU works, and known before any task runs.
+                (Notification::PreRestore, Some(claim)) => claim.begin(),
+                (Notification::PostRestore { .. }, claim) => {
+                    claim.as_ref().map_or(Ok(()), Claiming::granted)?;
+                    // Later than this, CRIU lets the tree run whatever the answer is.
+                    if !request.cancel.pass() {
+                        return Err(AgentError::Cancelled.into());
+                    }
+                }
+                _ => {}
+            }
+            Ok(request.cancel.check()?)
         }) {
             Ok(restored) => restored,
             Err(error) => {
                 let cause = page_server.and_then(PageServerProcess::end_of_failed_restore);
                 end_leftovers(manifest);
-                return Err(cause.unwrap_or(error.into()));
+                if let Some(claim) = claim {
+                    claim.end();
+                }
+                return Err(cause.unwrap_or_else(|| unwrap_handler(error)));
             }
         };
         let resume = started.elapsed();
@@ -326,6 +364,15 @@ impl Agent {
             CatalogError::NoCheckpoint { app } => AgentError::NoCheckpoint { app, store },
             CatalogError::UnknownCheckpoint { app, id } => AgentError::UnknownCheckpoint { app, id, store },
             other => other.into(),
+        }
+    }
+
+    fn claim(&self, app: &AppId, runner: &Runner) -> Claiming {
+        Claiming {
+            fence: Fence::new(Arc::clone(&self.store), app.clone()),
+            runner: runner.clone(),
+            runtime: self.runtime.handle().clone(),
+            under_way: Mutex::default(),
         }
     }
 
@@ -419,6 +466,46 @@ fn end_leftovers(manifest: &Manifest) {
             let pid = Pid::from_raw(task.pid as i32);
             let _ = kill(pid, Signal::SIGKILL);
             let _ = waitpid(pid, None);
+        }
+    }
+}
+
+/// A generation being claimed while CRIU rebuilds the tree.
+struct Claiming {
+    fence: Fence,
+    runner: Runner,
+    runtime: tokio::runtime::Handle,
+    under_way: Mutex<Option<JoinHandle<Result<Claim, AgentError>>>>,
+}
+
+impl Claiming {
+    fn begin(&self) {
+        let (fence, runner) = (self.fence.clone(), self.runner.clone());
+        let claim = self.runtime.spawn(async move { fence.claim(&runner).await });
+        *self.under_way.lock().unwrap_or_else(PoisonError::into_inner) = Some(claim);
+    }
+
+    /// Waits for the answer; the tree may run if this does not fail.
+    fn granted(&self) -> Result<(), AgentError> {
+        let claim = self.under_way.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let answer = claim.map(|claim| self.runtime.block_on(claim));
+        match answer {
+            Some(Ok(Ok(Claim::Ours))) => Ok(()),
+            Some(Ok(Ok(Claim::Theirs(Runner { host, generation, .. })))) => {
+                Err(AgentError::RunsElsewhere { host, generation })
+            }
+            Some(Ok(Err(error))) => Err(error),
+            Some(Err(_)) | None => Err(AgentError::NoCommit),
+        }
+    }
+
+    /// Nothing of the tree runs, nor will.
+    fn end(&self) {
+        // One that is still on its way could be granted after it was said that it is over.
+        let _ = self.granted();
+        if let Err(error) = self.runtime.block_on(self.fence.end_if_ours(&self.runner)) {
+            let generation = self.runner.generation;
+            tracing::error!(generation, %error, "the source does not know yet that nothing runs here");
         }
     }
 }

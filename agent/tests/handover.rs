@@ -6,7 +6,7 @@ mod common;
 use std::{fs::File, os::unix::fs::FileExt, sync::Arc, thread};
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use common::{Fixture, LIMIT, intact};
 use lazy_pages::{
     format::{ObjectId, VerifiedFrame},
@@ -30,7 +30,8 @@ fn agent(fixture: &Fixture) -> Agent {
 }
 
 fn hand_over(agent: &Agent, workload: &Workload) -> Handover {
-    let request = HandoverRequest { app: "app".parse().unwrap(), pid: workload.pid() as u32 };
+    let request =
+        HandoverRequest { app: "app".parse().unwrap(), pid: workload.pid() as u32, id: None, upload: false };
     let handover = agent.hand_over(&request, &Progress::default()).unwrap();
     for task in workload.tasks() {
         assert_eq!(process::state(task.pid), Some('T'), "{} is stopped", task.name);
@@ -47,7 +48,13 @@ impl PageSource for Here {
     async fn read(&self, pack: PackId, offset: u64, length: u64) -> Result<Bytes, StoreError> {
         let failed =
             |error: AgentError| StoreError::Unavailable { store: "here".into(), reason: error.to_string() };
-        self.0.read(pack, offset, length).map_err(failed)
+        let mut bytes = BytesMut::new();
+        let mut take = |frame: Bytes| {
+            bytes.extend_from_slice(&frame);
+            true
+        };
+        self.0.read_frames(pack, offset, length, &mut take).map_err(failed)?;
+        Ok(bytes.freeze())
     }
 
     fn describe(&self) -> String {
@@ -103,7 +110,8 @@ fn all_memory_of_a_stopped_tree_can_be_read_and_the_tree_taken_back() {
 
         intact(&workload);
         let first = handover.manifest().frames[0];
-        let refused = handover.read(first.pack, first.offset, u64::from(first.stored_length));
+        let refused =
+            handover.read_frames(first.pack, first.offset, first.stored_length.into(), &mut |_| true);
         assert!(matches!(refused, Err(AgentError::HandoverOver { .. })), "{refused:?}");
         assert!(agent.handovers().unwrap().is_empty());
         assert!(
@@ -199,7 +207,8 @@ fn a_store_that_fails_leaves_the_tree_running() {
     let fixture = Fixture::local();
     let agent = agent(&fixture);
     let workload = Workload::start("heap", &["--mib", "8"]).unwrap();
-    let request = HandoverRequest { app: "app".parse().unwrap(), pid: workload.pid() as u32 };
+    let request =
+        HandoverRequest { app: "app".parse().unwrap(), pid: workload.pid() as u32, id: None, upload: false };
     // Where a directory is needed.
     let place = fixture.path().join("store").join(request.app.as_str());
     std::fs::create_dir_all(&place).unwrap();

@@ -146,7 +146,7 @@ fn main() -> ExitCode {
         Command::Serve(typed) => serve(*typed),
         Command::Status(typed) => show_status(&typed),
         Command::Attach(typed) => attach(&typed),
-        Command::Guardian { state } => daemon::revive(state),
+        Command::Guardian { state } => daemon::revive(state, daemon::no_origins),
     };
     done.map_or_else(
         |error| {
@@ -167,13 +167,17 @@ fn serve(typed: Serve) -> io::Result<u8> {
     }
     let restores = apps.into_iter().zip(directories);
     let restores = restores.map(|(app, directory)| Restore { app, checkpoint, directory }).collect();
-    Ok(daemon::run(&DaemonConfig {
-        store,
-        restores,
-        json,
-        patience: Duration::from_secs(patience),
-        revival: ["guardian", "--state"].map(OsString::from).to_vec(),
-    }))
+    Ok(daemon::run(
+        &DaemonConfig {
+            store,
+            restores,
+            json,
+            patience: Duration::from_secs(patience),
+            revival: ["guardian", "--state"].map(OsString::from).to_vec(),
+            origin: None,
+        },
+        daemon::no_origins,
+    ))
 }
 
 /// Exit code of `status`: threads wait for a store that cannot be reached.

@@ -7,7 +7,7 @@ use lazy_pages::{
     ids::{AppId, CheckpointId},
     server::daemon,
 };
-use migration_agent::settings;
+use migration_agent::{handover, settings};
 
 use super::{args::Global, output::Output};
 
@@ -21,6 +21,9 @@ pub struct PageServer {
     pub dir: PathBuf,
     #[arg(long)]
     pub patience: u64,
+    /// Where pages come from that are not in the store
+    #[arg(long)]
+    pub origin: Option<String>,
 }
 
 /// Serves until every page is there.
@@ -34,18 +37,20 @@ pub fn serve(typed: PageServer, global: &Global) -> ExitCode {
     };
     let restore =
         daemon::Restore { app: typed.app, checkpoint: Some(typed.checkpoint), directory: typed.dir };
-    ExitCode::from(daemon::run(&daemon::DaemonConfig {
+    let config = daemon::DaemonConfig {
         store,
         restores: vec![restore],
         json: global.json,
         patience: Duration::from_secs(typed.patience),
         revival: ["guardian", "--state"].map(OsString::from).to_vec(),
-    }))
+        origin: typed.origin,
+    };
+    ExitCode::from(daemon::run(&config, handover::origin))
 }
 
 /// Guards until nothing is left to guard.
 pub fn guard(state: i32) -> ExitCode {
-    daemon::revive(state).map_or_else(
+    daemon::revive(state, handover::origin).map_or_else(
         |error| {
             tracing::error!(%error, "this is for page servers only");
             ExitCode::FAILURE

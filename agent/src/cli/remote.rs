@@ -195,6 +195,8 @@ pub fn restore(typed: &Restore) -> Result<RestoreResult, AgentError> {
         strategy: match typed.strategy {
             migration_agent::Strategy::Full => Strategy::Full,
             migration_agent::Strategy::LazyStorage => Strategy::LazyStorage,
+            migration_agent::Strategy::LazyDirect => Strategy::LazyDirect,
+            migration_agent::Strategy::LazyHybrid => Strategy::LazyHybrid,
         }
         .into(),
         tcp_established: typed.tcp_established,

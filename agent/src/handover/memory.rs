@@ -3,12 +3,12 @@
 //! What always holds: what is given is what the process held when it was stopped, with its hash. A page that cannot be read
 //! is an error. Nothing is cached; each frame is read when it is asked for, by any number of threads at once.
 
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 use bytes::{Bytes, BytesMut};
 use criu_rpc::images::PagemapEntry;
 use lazy_pages::{
-    format::{Manifest, ObjectId},
+    format::{FRAME_HASH, FRAME_PAGES, Manifest, ObjectId},
     handover::{FrameMap, Piece, append_hash},
     ids::PackId,
     units::{PAGE_SIZE, VirtAddr},
@@ -57,26 +57,29 @@ impl StoppedMemory {
         Ok(Self { map: FrameMap::new(manifest), places })
     }
 
-    /// These bytes of a pack: whole frames, each followed by its hash.
+    /// The frames that make up these bytes of a pack.
     ///
     /// # Errors
-    /// When they are not whole frames of the handover, or cannot be read.
-    pub fn read(&self, pack: PackId, offset: u64, length: u64) -> io::Result<Bytes> {
-        let frames = self.map.frames(pack, offset, length);
-        let frames = frames.ok_or_else(|| {
+    /// When they are not whole frames of the handover.
+    pub fn frames(&self, pack: PackId, offset: u64, length: u64) -> io::Result<Range<u32>> {
+        self.map.frames(pack, offset, length).ok_or_else(|| {
             let what = format!("pack {pack} has no frames from {offset} for {length} bytes");
             io::Error::new(io::ErrorKind::InvalidInput, what)
-        })?;
-        let mut bytes = BytesMut::with_capacity(length as usize);
-        for frame in frames {
-            let begin = bytes.len();
-            for piece in self.map.pieces(frame) {
-                let at = bytes.len();
-                bytes.resize(at + piece.pages as usize * PAGE_SIZE, 0);
-                self.read_piece(piece, &mut bytes[at..])?;
-            }
-            append_hash(&mut bytes, begin);
+        })
+    }
+
+    /// A frame's pages, followed by their hash.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn read_frame(&self, frame: u32) -> io::Result<Bytes> {
+        let mut bytes = BytesMut::with_capacity(FRAME_PAGES * PAGE_SIZE + FRAME_HASH);
+        for piece in self.map.pieces(frame) {
+            let at = bytes.len();
+            bytes.resize(at + piece.pages as usize * PAGE_SIZE, 0);
+            self.read_piece(piece, &mut bytes[at..])?;
         }
+        append_hash(&mut bytes, 0);
         Ok(bytes.freeze())
     }
 

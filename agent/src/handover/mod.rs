@@ -28,10 +28,12 @@
 
 mod describe;
 mod memory;
+mod remote;
 mod saved;
 mod source;
 
 pub use self::{
     memory::StoppedMemory,
+    remote::{HandedOver, Remote, origin, pack},
     source::{Handover, HandoverRequest},
 };

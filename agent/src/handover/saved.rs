@@ -41,20 +41,23 @@ pub struct Saved {
     pub tasks: Vec<StoppedTask>,
     /// This machine, as whoever takes the tree back.
     pub runner: Runner,
+    /// Whether a checkpoint was promised.
+    pub upload: bool,
     /// Whether the dump was over and the handover described in the store, so that somebody may have been told.
     pub offered: bool,
 }
 
 impl Saved {
     /// Of a tree that is about to be stopped.
-    pub fn new(app: &AppId, id: CheckpointId, tree: &Tree, runner: Runner) -> Self {
+    pub fn new(app: &AppId, id: CheckpointId, tree: &Tree, runner: Runner, upload: bool) -> Self {
         let task = |(&pid, &identity): (&u32, &Identity)| StoppedTask {
             pid,
             identity,
             by_another: crate::tree::is_stopped(pid),
         };
         let tasks = tree.tasks().iter().map(task).collect();
-        Self { app: app.to_string(), id: id.to_string(), root: tree.root(), tasks, runner, offered: false }
+        let (app, id, root) = (app.to_string(), id.to_string(), tree.root());
+        Self { app, id, root, tasks, runner, upload, offered: false }
     }
 
     /// Adds tasks that were forked before the tree was frozen, and forgets those that ended.

@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -12,6 +15,7 @@ use std::{
 use bytes::Bytes;
 use criu_rpc::{DumpOptions, Notification};
 use lazy_pages::{
+    catalog::{Catalog, CatalogError},
     format::{MAX_MANIFEST, Manifest, ObjectId, Source, Vma, keys},
     handover::Piece,
     ids::{AppId, CheckpointId, PackId},
@@ -49,6 +53,10 @@ pub struct HandoverRequest {
     pub app: AppId,
     /// Root of the tree.
     pub pid: u32,
+    /// The handover's name; a new one if it is not given.
+    pub id: Option<CheckpointId>,
+    /// A checkpoint will be made of the stopped tree.
+    pub upload: bool,
 }
 
 /// A tree that is stopped to be handed over. Dropping it changes nothing: the tree stays stopped, and
@@ -63,6 +71,7 @@ pub struct Handover {
     manifest: Manifest,
     memory: StoppedMemory,
     saved: Saved,
+    uploaded: AtomicBool,
     /// Locked for writing to end the time in which the tree is stopped; `false` afterwards.
     stopped: RwLock<bool>,
 }
@@ -76,7 +85,7 @@ impl Agent {
     /// restored itself: it can only be checkpointed.
     pub fn hand_over(&self, request: &HandoverRequest, progress: &Progress) -> Result<Handover, AgentError> {
         progress.enter(Stage::Preparing);
-        let HandoverRequest { app, pid } = request;
+        let HandoverRequest { app, pid, upload, .. } = request;
         let criu = self.criu()?;
         let tree = Tree::of(*pid)?;
         let look = Look::at(&tree, app)?;
@@ -87,8 +96,8 @@ impl Agent {
         let fence = Fence::new(Arc::clone(&self.store), app.clone());
         let (probe, newest) = self.block_on(async { tokio::join!(self.store.probe(), fence.newest()) });
         probe?;
-        let id = CheckpointId::new();
-        let mut saved = Saved::new(app, id, &tree, Runner::here(newest? + 1));
+        let id = request.id.unwrap_or_else(CheckpointId::new);
+        let mut saved = Saved::new(app, id, &tree, Runner::here(newest? + 1), *upload);
         let directory = Saved::directory(&parent_directory(self.work_parent.as_deref())?, id);
         saved.create(&directory).map_err(AgentError::path("write", &directory))?;
 
@@ -190,6 +199,7 @@ impl Agent {
             manifest,
             memory,
             saved,
+            uploaded: AtomicBool::new(false),
             stopped: RwLock::new(true),
         }
     }
@@ -216,16 +226,55 @@ impl Handover {
         &self.manifest
     }
 
-    /// These bytes of one of its packs; see [`PageSource`](lazy_pages::handover::PageSource).
+    /// Root of the stopped tree.
+    pub fn root(&self) -> u32 {
+        self.saved.root
+    }
+
+    /// This machine, as whoever takes the tree back.
+    pub fn runner(&self) -> &Runner {
+        &self.saved.runner
+    }
+
+    /// Whether the tree was taken back or ended.
+    pub fn is_over(&self) -> bool {
+        !*self.stopped.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a checkpoint was promised.
+    pub fn will_be_uploaded(&self) -> bool {
+        self.saved.upload
+    }
+
+    /// Whether the checkpoint is committed.
+    pub fn is_uploaded(&self) -> bool {
+        self.uploaded.load(Ordering::Acquire)
+    }
+
+    /// Gives the frames that make up these bytes of one of its packs to `sink`, each followed by its hash, until it wants no
+    /// more; see [`PageSource`](lazy_pages::handover::PageSource).
     ///
     /// # Errors
     /// When they cannot be read, or the tree is not stopped any more.
-    pub fn read(&self, pack: PackId, offset: u64, length: u64) -> Result<Bytes, AgentError> {
-        let stopped = self.stopped.read().unwrap_or_else(PoisonError::into_inner);
-        self.check(*stopped)?;
-        self.memory
-            .read(pack, offset, length)
-            .map_err(AgentError::io(format!("cannot read memory of handover {}", self.id)))
+    pub fn read_frames(
+        &self,
+        pack: PackId,
+        offset: u64,
+        length: u64,
+        sink: &mut dyn FnMut(Bytes) -> bool,
+    ) -> Result<(), AgentError> {
+        let failed = || AgentError::io(format!("cannot read memory of handover {}", self.id));
+        for frame in self.memory.frames(pack, offset, length).map_err(failed())? {
+            let bytes = {
+                let stopped = self.stopped.read().unwrap_or_else(PoisonError::into_inner);
+                self.check(*stopped)?;
+                self.memory.read_frame(frame).map_err(failed())?
+            };
+            if !sink(bytes) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Makes a checkpoint of the stopped tree, of the handover's own name. Blocks until it is committed. Others may read
@@ -234,6 +283,19 @@ impl Handover {
     /// # Errors
     /// Any; then there is no such checkpoint, and the tree is stopped as before.
     pub fn upload(&self, agent: &Agent, progress: &Progress) -> Result<Manifest, AgentError> {
+        let catalog = Catalog::new(Arc::clone(&self.store));
+        match self.runtime.block_on(catalog.load_manifest(&self.app, self.id)) {
+            Ok(manifest) => {
+                self.uploaded.store(true, Ordering::Release);
+                return Ok(manifest);
+            }
+            Err(CatalogError::UnknownCheckpoint { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // What an attempt before this one has left; no manifest refers to it.
+        for key in [keys::bundle(&self.app, self.id), keys::hashes(&self.app, self.id)] {
+            self.runtime.block_on(self.store.delete(&key))?;
+        }
         let parent = agent.block_on(agent.parent(&self.app))?;
         let writer = CheckpointWriter::begin(
             Arc::clone(&self.store),
@@ -254,6 +316,7 @@ impl Handover {
         {
             tracing::warn!(%error, "the lease on the previous checkpoint stays until it expires");
         }
+        self.uploaded.store(committed.is_ok(), Ordering::Release);
         committed
     }
 

@@ -188,12 +188,12 @@ fn capability(one: crate::capabilities::Capability) -> Capability {
 }
 
 /// Who calls: known from the connection.
-fn caller_of<T>(request: &Request<T>) -> Result<Caller, Status> {
+pub fn caller_of<T>(request: &Request<T>) -> Result<Caller, Status> {
     let peer = request.extensions().get::<Peer>();
     peer.map(|peer| peer.caller.clone()).ok_or_else(|| Status::unauthenticated("the caller is not known"))
 }
 
-fn allow(caller: &Caller, app: &str) -> Result<(), Status> {
+pub fn allow(caller: &Caller, app: &str) -> Result<(), Status> {
     if caller.may_touch(app) {
         return Ok(());
     }
@@ -219,11 +219,11 @@ fn timeout_of<T>(request: &Request<T>) -> Option<Duration> {
     })
 }
 
-fn refused(detail: ErrorDetail) -> Status {
+pub fn refused(detail: ErrorDetail) -> Status {
     error::status(&detail)
 }
 
-fn broken(error: tokio::task::JoinError) -> Status {
+pub fn broken(error: tokio::task::JoinError) -> Status {
     let hint = "look at the agent's log";
     error::status(&error::detail(Reason::Internal, error.to_string(), "", hint))
 }

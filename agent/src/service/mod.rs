@@ -12,6 +12,7 @@
 mod api;
 pub mod caller;
 mod error;
+mod handovers;
 pub mod journal;
 mod listen;
 mod operations;

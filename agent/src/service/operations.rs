@@ -542,6 +542,8 @@ fn wire_strategy(strategy: Strategy) -> WireStrategy {
     match strategy {
         Strategy::Full => WireStrategy::Full,
         Strategy::LazyStorage => WireStrategy::LazyStorage,
+        Strategy::LazyDirect => WireStrategy::LazyDirect,
+        Strategy::LazyHybrid => WireStrategy::LazyHybrid,
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use migration_proto::agent::{DESCRIPTION, agent_server::AgentServer};
+use migration_proto::agent::{DESCRIPTION, agent_server::AgentServer, handovers_server::HandoversServer};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -18,6 +18,7 @@ use tonic::transport::Server;
 use super::{
     api::Api,
     caller::Rules,
+    handovers::{Handovers, HandoversApi},
     listen,
     operations::Operations,
     tls::{Files, Tls},
@@ -87,6 +88,9 @@ async fn run(agent: Arc<Agent>, config: Config, ready: impl FnOnce(&Reached)) ->
     let mut reached = Reached { unix: None, tcp: None };
     // Whoever waits for the socket finds the journal taken up.
     let operations = Operations::open(Arc::clone(&agent), &config.state, config.program)?;
+    let taking_up = Arc::clone(&agent);
+    let handovers = tokio::task::spawn_blocking(move || Handovers::open(taking_up)).await;
+    let handovers = handovers.map_err(|_| AgentError::NoCommit)??;
     if let Some(path) = &config.unix {
         tokio::spawn(listen::accept_unix(listen::unix(path)?, accepted.clone()));
         reached.unix = Some(path.clone());
@@ -134,6 +138,7 @@ async fn run(agent: Arc<Agent>, config: Config, ready: impl FnOnce(&Reached)) ->
         .add_service(health_service)
         .add_service(reflection)
         .add_service(AgentServer::new(Api { agent, operations: Arc::clone(&operations) }))
+        .add_service(HandoversServer::new(HandoversApi { handovers }))
         .serve_with_incoming_shutdown(ReceiverStream::new(connections), async move {
             // The sender outlives this.
             let _ = stopping.wait_for(|stopped| *stopped).await;

@@ -76,6 +76,8 @@ impl TryFrom<RestoreRequest> for Asked {
         let strategy = match wire::Strategy::try_from(request.strategy) {
             Ok(wire::Strategy::Unspecified | wire::Strategy::LazyStorage) => "lazy-storage",
             Ok(wire::Strategy::Full) => "full",
+            Ok(wire::Strategy::LazyDirect) => "lazy-direct",
+            Ok(wire::Strategy::LazyHybrid) => "lazy-hybrid",
             Err(_) => return Err(usage(format!("this agent knows no strategy {}", request.strategy))),
         };
         let checkpoint = match request.checkpoint.as_str() {

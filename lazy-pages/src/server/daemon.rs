@@ -33,7 +33,7 @@
 
 use std::{
     ffi::OsString,
-    fs,
+    fmt, fs,
     io::{self, Write},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, RawFd},
@@ -46,6 +46,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_trait::async_trait;
 use nix::sys::signal::SigSet;
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -115,6 +116,34 @@ pub struct DaemonConfig {
     pub patience: Duration,
     /// The arguments with which this program calls [`revive`], the number of a descriptor excepted, which follows them.
     pub revival: Vec<OsString>,
+    /// What to make an [`Origin`] of, where pages come from somewhere else than the store.
+    pub origin: Option<String>,
+}
+
+/// Where the pages of a restore come from if not from a store alone: another machine, in a
+/// [handover](crate::handover).
+#[async_trait]
+pub trait Origin: Send + Sync + fmt::Debug {
+    /// The store in which the restore finds what it needs.
+    fn store(&self) -> Arc<dyn ObjectStore>;
+
+    /// Serving has ended. Said again after a failure, and perhaps after a success.
+    ///
+    /// # Errors
+    /// When nobody could be told.
+    async fn over(&self, outcome: &Outcome) -> Result<(), StoreError>;
+}
+
+/// Makes the [`Origin`] that a text of [`DaemonConfig::origin`] stands for, above the store.
+pub type Origins = fn(&str, Arc<dyn ObjectStore>) -> Result<Arc<dyn Origin>, StoreError>;
+
+/// For programs that know no origins.
+///
+/// # Errors
+/// Always.
+pub fn no_origins(origin: &str, _: Arc<dyn ObjectStore>) -> Result<Arc<dyn Origin>, StoreError> {
+    let reason = "this program cannot fetch pages from there".to_owned();
+    Err(StoreError::Other { store: origin.to_owned(), reason })
 }
 
 /// What a daemon reports on standard output.
@@ -228,11 +257,11 @@ enum DaemonError {
 }
 
 /// Serves and returns the exit code. Reports on standard output, failures included. Call it before any other thread exists.
-pub fn run(config: &DaemonConfig) -> u8 {
+pub fn run(config: &DaemonConfig, origins: Origins) -> u8 {
     let begun = Saved::of(config)
         .save()
         .and_then(|saved| State::create(config.restores.len(), saved))
-        .and_then(|state| guard(&state, config));
+        .and_then(|state| guard(&state, &Daemon { config, origins }));
     begun.unwrap_or_else(|error| {
         for restore in &config.restores {
             let reason = format!("the page server cannot start: {error}");
@@ -247,7 +276,7 @@ pub fn run(config: &DaemonConfig) -> u8 {
 ///
 /// # Errors
 /// When there is nothing of the kind.
-pub fn revive(state: RawFd) -> io::Result<u8> {
+pub fn revive(state: RawFd, origins: Origins) -> io::Result<u8> {
     let state = State::open(take_over(state)?)?;
     let config = Saved::load(state.config())?;
     if let Some(other) = status::other_holder(&state) {
@@ -258,10 +287,16 @@ pub fn revive(state: RawFd) -> io::Result<u8> {
     // Held by processes that are not there any more; one of them was this one.
     state.call(Role::Server);
     state.call(Role::Standby);
-    guard(&state, &config)
+    guard(&state, &Daemon { config: &config, origins })
 }
 
-impl Work for DaemonConfig {
+/// What every process of a page server does, one at a time.
+struct Daemon<'c> {
+    config: &'c DaemonConfig,
+    origins: Origins,
+}
+
+impl Work for Daemon<'_> {
     fn serve(&self, state: &State) {
         // Every thread's death is the server's: what is left of it could not be trusted, and another one goes on.
         let report = std::panic::take_hook();
@@ -272,10 +307,10 @@ impl Work for DaemonConfig {
         match Server::new(self, state) {
             Ok(server) => server.run(),
             Err(error) => {
-                for (restore, journal) in self.restores.iter().zip(state.journals()) {
+                for (restore, journal) in self.config.restores.iter().zip(state.journals()) {
                     // Whoever depends on it is served by the next one, if that can start.
                     if journal.phase() == Phase::New {
-                        Report::Failed { reason: with_causes(&error) }.print(&restore.app, self.json);
+                        Report::Failed { reason: with_causes(&error) }.print(&restore.app, self.config.json);
                         journal.finish(EXIT_NOT_STARTED);
                     }
                 }
@@ -284,15 +319,16 @@ impl Work for DaemonConfig {
     }
 
     fn killed(&self, restore: usize, reason: &str) {
-        Report::Failed { reason: reason.to_owned() }.print(&self.restores[restore].app, self.json);
+        let app = &self.config.restores[restore].app;
+        Report::Failed { reason: reason.to_owned() }.print(app, self.config.json);
     }
 
     fn patience(&self) -> Duration {
-        self.patience
+        self.config.patience
     }
 
     fn revival(&self, state: BorrowedFd<'_>) -> Vec<OsString> {
-        let mut arguments = self.revival.clone();
+        let mut arguments = self.config.revival.clone();
         arguments.push(state.as_raw_fd().to_string().into());
         arguments
     }
@@ -310,8 +346,10 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 
 /// The process that serves.
 struct Server<'c> {
+    daemon: &'c Daemon<'c>,
     config: &'c DaemonConfig,
     state: &'c State,
+    origin: Option<Arc<dyn Origin>>,
     store: Arc<dyn ObjectStore>,
     runtime: runtime::Runtime,
     running: Mutex<Vec<Arc<PageServer>>>,
@@ -320,15 +358,22 @@ struct Server<'c> {
 }
 
 impl<'c> Server<'c> {
-    fn new(config: &'c DaemonConfig, state: &'c State) -> Result<Self, DaemonError> {
+    fn new(daemon: &'c Daemon<'c>, state: &'c State) -> Result<Self, DaemonError> {
+        let config = daemon.config;
         let runtime = runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .map_err(DaemonError::Runtime)?;
         let store = store::open(&config.store)?;
+        let origin = match &config.origin {
+            Some(origin) => Some((daemon.origins)(origin, Arc::clone(&store))?),
+            None => None,
+        };
+        let store = origin.as_ref().map_or(store, |origin| origin.store());
         let (cancelled, over) = (watch::channel(false).0, watch::channel(false).0);
-        Ok(Self { config, state, store, runtime, running: Mutex::default(), cancelled, over })
+        let running = Mutex::default();
+        Ok(Self { daemon, config, state, origin, store, runtime, running, cancelled, over })
     }
 
     fn run(self) {
@@ -366,6 +411,8 @@ impl<'c> Server<'c> {
             Phase::Listening | Phase::Restoring if unknown => Ok(self.end_restore(at, journal)),
             Phase::Listening | Phase::Restoring | Phase::Running => self.take_over(at, restore, journal),
         };
+        // Said to the origin after all else; whoever dies before that leaves it to the next server.
+        let told = outcome.as_ref().ok().cloned();
         let (report, code) = match outcome {
             Ok(Outcome::Resident(stats)) => (Report::Resident(stats), EXIT_DONE),
             Ok(Outcome::TreeGone(stats)) => (Report::Gone(stats), EXIT_DONE),
@@ -378,7 +425,23 @@ impl<'c> Server<'c> {
         let _ = fs::remove_file(restore.directory.join(SOCKET));
         report.print(&restore.app, self.config.json);
         self.release(restore, journal);
+        if let (Some(origin), Some(outcome)) = (&self.origin, told) {
+            self.tell(&**origin, &outcome);
+        }
         journal.finish(code);
+    }
+
+    /// Tells the origin how it ended, patiently.
+    fn tell(&self, origin: &dyn Origin, outcome: &Outcome) {
+        const BETWEEN: Duration = Duration::from_secs(1);
+        let begun = Instant::now();
+        while let Err(error) = self.runtime.block_on(origin.over(outcome)) {
+            tracing::warn!("{origin:?} has to be told how it ended: {error}");
+            if begun.elapsed() > self.config.patience {
+                return;
+            }
+            thread::sleep(BETWEEN);
+        }
     }
 
     fn release(&self, restore: &Restore, journal: &Journal) {
@@ -559,7 +622,7 @@ impl<'c> Server<'c> {
             return;
         }
         tracing::error!("the guardian and its standby have died; this page server starts others");
-        if let Err(error) = hold(self.state, self.config) {
+        if let Err(error) = hold(self.state, self.daemon) {
             tracing::error!("pages are lost if this page server is killed now: {error}");
         }
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -570,7 +633,7 @@ impl<'c> Server<'c> {
             thread::sleep(Duration::from_millis(1));
         }
         if running.iter().all(paused) {
-            let error = revive_alone(self.state, self.config);
+            let error = revive_alone(self.state, self.daemon);
             tracing::error!("pages are lost if this page server is killed: {error}");
         }
         running.iter().for_each(|server| server.go_on());

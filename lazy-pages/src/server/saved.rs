@@ -30,6 +30,9 @@ pub struct Saved {
     json: bool,
     patience: Duration,
     revival: Vec<OsString>,
+    /// Not in what versions before knew of none have left.
+    #[serde(default)]
+    origin: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -53,6 +56,7 @@ impl Saved {
             json: config.json,
             patience: config.patience,
             revival: config.revival.clone(),
+            origin: config.origin.clone(),
         }
     }
 
@@ -89,6 +93,7 @@ impl Saved {
             json: saved.json,
             patience: saved.patience,
             revival: saved.revival,
+            origin: saved.origin,
         })
     }
 }
@@ -128,6 +133,7 @@ mod tests {
             json: true,
             patience: Duration::from_millis(1500),
             revival: vec!["guardian".into(), "--state".into()],
+            origin: Some("elsewhere".to_owned()),
         };
         let file = Saved::of(&config).save().unwrap();
         assert_eq!(Saved::load(file.as_raw_fd()).unwrap(), config);
