@@ -38,7 +38,7 @@ impl Service {
     }
 
     #[track_caller]
-    fn spawn(mut command: Command, socket: PathBuf) -> Self {
+    pub fn spawn(mut command: Command, socket: PathBuf) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let output = child.stdout.take().unwrap();
         let (sender, receiver) = mpsc::channel();
@@ -86,7 +86,8 @@ impl Service {
 
     /// An operation as it is now.
     pub fn operation(&self, id: &str) -> Option<Operation> {
-        let listed = self.ask(async |mut agent| agent.list_operations(ListOperationsRequest::default()).await);
+        let listed =
+            self.ask(async |mut agent| agent.list_operations(ListOperationsRequest::default()).await);
         listed.unwrap().into_inner().operations.into_iter().find(|operation| operation.id == id)
     }
 
