@@ -38,7 +38,7 @@ impl Service {
     }
 
     #[track_caller]
-    fn spawn(mut command: Command, socket: PathBuf) -> Self {
+    pub fn spawn(mut command: Command, socket: PathBuf) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let output = child.stdout.take().unwrap();
         let (sender, receiver) = mpsc::channel();

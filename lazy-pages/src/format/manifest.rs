@@ -240,6 +240,10 @@ pub struct Statistics {
     pub pages_stored: u64,
     /// Bytes of all objects this checkpoint created, its manifest excepted.
     pub bytes_uploaded: u64,
+    /// From its beginning until everything but the manifest was durable.
+    pub elapsed_ms: u64,
+    /// Bytes a second that the store took, measured over its packs; 0 if it had none.
+    pub bytes_per_second: u64,
 }
 
 /// Why a manifest was refused.

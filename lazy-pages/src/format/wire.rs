@@ -120,6 +120,8 @@ fn to_proto(manifest: &Manifest) -> proto::Manifest {
             pages_unchanged: manifest.statistics.pages_unchanged,
             pages_stored: manifest.statistics.pages_stored,
             bytes_uploaded: manifest.statistics.bytes_uploaded,
+            elapsed_ms: manifest.statistics.elapsed_ms,
+            bytes_per_second: manifest.statistics.bytes_per_second,
         }),
     }
 }
@@ -255,6 +257,8 @@ fn from_proto(message: proto::Manifest) -> Result<Manifest, ManifestError> {
             pages_unchanged: statistics.pages_unchanged,
             pages_stored: statistics.pages_stored,
             bytes_uploaded: statistics.bytes_uploaded,
+            elapsed_ms: statistics.elapsed_ms,
+            bytes_per_second: statistics.bytes_per_second,
         },
     })
 }

@@ -384,6 +384,7 @@ impl Filler {
         let verified = match VerifiedFrame::decode(entry, stored) {
             Ok(verified) => verified,
             Err(error) if self.frames().damaged(frame) => {
+                self.count(Number::DamagedFrames, 1);
                 tracing::warn!("{error}; it is fetched again");
                 return self.fetch_frame(frame);
             }
@@ -414,7 +415,7 @@ impl Filler {
             }
             if let Some(wanted) = frames.delivered(frame) {
                 let waited = u64::try_from(wanted.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.journal.number(Number::LongestFault).fetch_max(waited, Ordering::Relaxed);
+                self.journal.count_stall(waited);
             }
             if frames.undelivered() == 0 {
                 self.wake_event_thread();

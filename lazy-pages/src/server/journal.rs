@@ -146,7 +146,22 @@ pub enum Number {
     FirstFault,
     /// When all stored pages were in memory.
     Resident,
+    /// Frames that came damaged.
+    DamagedFrames,
+    /// How long frames were waited for in all, in microseconds.
+    Stalled,
+    /// Frames that were waited for, by how long: the first of [`STALL_BUCKETS`] numbers, which follow.
+    Stalls,
 }
+
+/// The waits that are counted together: up to a tenth of a millisecond, one, ten, a hundred, a second, and longer.
+pub const STALL_BUCKETS: usize = STALL_LIMITS_US.len() + 1;
+
+/// Upper ends of all of them but the last, in microseconds.
+pub const STALL_LIMITS_US: [u64; 5] = [100, 1_000, 10_000, 100_000, 1_000_000];
+
+// They end before the next field begins.
+const _: () = assert!(Number::Stalls as usize + STALL_BUCKETS <= ERROR_LENGTH);
 
 /// An entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -416,6 +431,19 @@ impl Journal {
     /// The value of a number.
     pub fn value(&self, which: Number) -> u64 {
         self.number(which).load(Ordering::Relaxed)
+    }
+
+    /// A frame was waited for, that many microseconds.
+    pub fn count_stall(&self, waited: u64) {
+        self.number(Number::LongestFault).fetch_max(waited, Ordering::Relaxed);
+        self.number(Number::Stalled).fetch_add(waited, Ordering::Relaxed);
+        let bucket = STALL_LIMITS_US.partition_point(|limit| *limit < waited);
+        self.words()[Number::Stalls as usize + bucket].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many frames were waited for, by how long.
+    pub fn stalls(&self) -> [u64; STALL_BUCKETS] {
+        std::array::from_fn(|bucket| self.words()[Number::Stalls as usize + bucket].load(Ordering::Relaxed))
     }
 
     /// Keeps the last error, as far as there is room.

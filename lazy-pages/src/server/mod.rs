@@ -45,6 +45,7 @@ mod tree;
 
 pub use self::{
     filler::{Limits, STORE_PATIENCE},
+    journal::{STALL_BUCKETS, STALL_LIMITS_US},
     page_server::{Outcome, PageServer, PageServerConfig, ServerStats, StartError},
     snapshot::{LazyTree, Pending, SnapshotError},
     state::Role,

@@ -20,7 +20,7 @@ use crate::{
     server::{
         events::{End, EventLoop, Pause},
         filler::{Filler, Limits},
-        journal::{Journal, Number, Phase},
+        journal::{Journal, Number, Phase, STALL_BUCKETS},
         limits::raise_descriptor_limit,
     },
     store::ObjectStore,
@@ -94,6 +94,15 @@ pub struct ServerStats {
     pub last_error: Option<String>,
     /// How often another page server has taken over.
     pub takeovers: u64,
+    /// Frames that came damaged, and were fetched again.
+    #[serde(default)]
+    pub damaged_frames: u64,
+    /// Frames that were waited for, by how long: up to each of [`STALL_LIMITS_US`], and longer.
+    #[serde(default)]
+    pub stalls: [u64; STALL_BUCKETS],
+    /// How long frames were waited for in all.
+    #[serde(default)]
+    pub stalled_us: u64,
 }
 
 impl ServerStats {
@@ -119,6 +128,9 @@ impl ServerStats {
             store_errors: journal.value(Number::StoreErrors),
             last_error: journal.error(),
             takeovers: journal.value(Number::Takeovers),
+            damaged_frames: journal.value(Number::DamagedFrames),
+            stalls: journal.stalls(),
+            stalled_us: journal.value(Number::Stalled),
         }
     }
 }

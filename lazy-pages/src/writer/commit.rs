@@ -83,7 +83,7 @@ impl SealedPages {
         let Tables { objects, frames, packs, hashes, inherited } = seal(packed, objects, parent.as_deref())?;
         let hashes = Bytes::from(hashes);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let manifest = Manifest {
+        let mut manifest = Manifest {
             app: app.clone(),
             id: *id,
             parent: parent.as_ref().map(|parent| parent.manifest().id),
@@ -102,10 +102,11 @@ impl SealedPages {
                 pages_unchanged: counts.unchanged,
                 pages_stored: counts.stored,
                 bytes_uploaded: written + (hashes.len() + bundle.len()) as u64,
+                // Known when all of it is durable.
+                elapsed_ms: 0,
+                bytes_per_second: 0,
             },
         };
-        let encoded = manifest.encode()?;
-
         let put = async |key: String, body: Bytes| store.put_new(&key, body).await.map_err(WriteError::from);
         tokio::try_join!(
             put(keys::bundle(app, *id), bundle),
@@ -118,6 +119,9 @@ impl SealedPages {
         if too_late || parent.as_ref().is_some_and(|parent| !parent.lease().is_usable()) {
             return Err(WriteError::TooLate);
         }
+        manifest.statistics.elapsed_ms = begun.elapsed().unwrap_or_default().as_millis() as u64;
+        manifest.statistics.bytes_per_second = running.0.bytes_per_second();
+        let encoded = manifest.encode()?;
         if !permit() {
             return Err(WriteError::Stopped);
         }

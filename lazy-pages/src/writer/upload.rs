@@ -100,6 +100,14 @@ impl Uploads {
         }
     }
 
+    /// Bytes a second the store took lately; 0 before it has taken any.
+    pub fn bytes_per_second(&self) -> u64 {
+        match self.rate.load(Ordering::Relaxed) {
+            u64::MAX => 0,
+            rate => rate,
+        }
+    }
+
     /// An empty buffer for a pack, a used one if there is one.
     pub fn buffer(&self, capacity: usize) -> Vec<u8> {
         lock(&self.spare).pop_front().unwrap_or_else(|| Vec::with_capacity(capacity))
