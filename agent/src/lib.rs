@@ -16,6 +16,7 @@ pub mod fence;
 pub mod handover;
 mod host;
 pub mod launch;
+pub mod migrate;
 mod page_server;
 mod page_sink;
 mod pagemap;

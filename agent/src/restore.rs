@@ -12,7 +12,7 @@
 //! its memory, or not at all.
 
 use std::{
-    fs,
+    fmt, fs,
     io::{BufWriter, Write},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -76,6 +76,17 @@ pub enum Strategy {
     LazyDirect,
     /// The same, and storage as soon as a checkpoint of the stopped tree is committed there.
     LazyHybrid,
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full => "full",
+            Self::LazyStorage => "lazy-storage",
+            Self::LazyDirect => "lazy-direct",
+            Self::LazyHybrid => "lazy-hybrid",
+        })
+    }
 }
 
 impl FromStr for Strategy {

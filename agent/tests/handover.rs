@@ -30,8 +30,7 @@ fn agent(fixture: &Fixture) -> Agent {
 }
 
 fn hand_over(agent: &Agent, workload: &Workload) -> Handover {
-    let request =
-        HandoverRequest { app: "app".parse().unwrap(), pid: workload.pid() as u32, id: None, upload: false };
+    let request = HandoverRequest::new("app".parse().unwrap(), workload.pid() as u32);
     let handover = agent.hand_over(&request, &Progress::default()).unwrap();
     for task in workload.tasks() {
         assert_eq!(process::state(task.pid), Some('T'), "{} is stopped", task.name);
@@ -207,8 +206,7 @@ fn a_store_that_fails_leaves_the_tree_running() {
     let fixture = Fixture::local();
     let agent = agent(&fixture);
     let workload = Workload::start("heap", &["--mib", "8"]).unwrap();
-    let request =
-        HandoverRequest { app: "app".parse().unwrap(), pid: workload.pid() as u32, id: None, upload: false };
+    let request = HandoverRequest::new("app".parse().unwrap(), workload.pid() as u32);
     // Where a directory is needed.
     let place = fixture.path().join("store").join(request.app.as_str());
     std::fs::create_dir_all(&place).unwrap();

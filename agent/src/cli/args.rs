@@ -8,6 +8,7 @@ use lazy_pages::store::StoreUrl;
 use super::{
     checkpoint::Checkpoint,
     inspect::{Delete, List, OneCheckpoint, Verify},
+    migrate::Migrate,
     page_server::PageServer,
     remote::{Cancel, Status, Watch},
     restore::Restore,
@@ -82,6 +83,8 @@ pub enum Command {
     Watch(Watch),
     /// Cancel an operation of such an agent
     Cancel(Cancel),
+    /// Move an application from one agent's machine to another's
+    Migrate(Migrate),
     /// List applications, or the checkpoints of one
     List(List),
     /// Show what a checkpoint holds

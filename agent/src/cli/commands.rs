@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     args::{Cli, Command, Global},
-    check, checkpoint, inspect,
+    check, checkpoint, inspect, migrate,
     output::Output,
     page_server, remote, restore, run, serve,
 };
@@ -46,6 +46,7 @@ pub fn main() -> ExitCode {
         Command::Status(typed) => finish(remote::status(&typed, output), failed),
         Command::Watch(typed) => remote::watch(&typed, output).unwrap_or_else(|error| failed(error, None)),
         Command::Cancel(typed) => finish(remote::cancel(&typed, output), failed),
+        Command::Migrate(typed) => finish(migrate::run(typed, output), failed),
         Command::List(list) => finish(inspect::list(&list, &cli.global, output), failed),
         Command::Show(which) => finish(inspect::show(&which, &cli.global, output), failed),
         Command::Verify(verify) => finish(inspect::verify(&verify, &cli.global, output), failed),

@@ -8,6 +8,7 @@ mod check;
 mod checkpoint;
 mod commands;
 mod inspect;
+mod migrate;
 mod output;
 mod page_server;
 mod remote;

@@ -7,12 +7,13 @@ use lazy_pages::ids::{AppId, CheckpointId};
 use migration_agent::{
     AgentError, ByteCounts, CheckpointReport, PageCounts,
     client::{self, AgentAddress},
+    migrate::wire_strategy,
     service::{reason_word, tls::Files},
 };
 use migration_proto::agent::{
     AgentStatus, CancelOperationRequest, CheckpointResult, FinalDumpRequest, GetStatusRequest,
     ListOperationsRequest, Operation, OperationState, PreCheckpointRequest, RestoreRequest, RestoreResult,
-    Strategy, WatchRequest, agent_client::AgentClient, operation::Outcome,
+    WatchRequest, agent_client::AgentClient, operation::Outcome,
 };
 use serde_json::{Value, json};
 use tonic::{Request, transport::Channel};
@@ -192,13 +193,7 @@ pub fn restore(typed: &Restore) -> Result<RestoreResult, AgentError> {
         operation_id: typed.through.operation(),
         app: typed.app.to_string(),
         checkpoint: typed.checkpoint.map(|id| id.to_string()).unwrap_or_default(),
-        strategy: match typed.strategy {
-            migration_agent::Strategy::Full => Strategy::Full,
-            migration_agent::Strategy::LazyStorage => Strategy::LazyStorage,
-            migration_agent::Strategy::LazyDirect => Strategy::LazyDirect,
-            migration_agent::Strategy::LazyHybrid => Strategy::LazyHybrid,
-        }
-        .into(),
+        strategy: wire_strategy(typed.strategy).into(),
         tcp_established: typed.tcp_established,
         patience_s: typed.patience,
         ..Default::default()
@@ -321,6 +316,16 @@ fn object(operation: &Operation) -> Value {
                 "hook_failure": Some(&result.hook_failure).filter(|text| !text.is_empty()),
             }),
         ),
+        Some(Outcome::Handover(result)) => (
+            "result",
+            json!({
+                "handover": result.handover,
+                "app": result.app,
+                "generation": result.generation,
+                "stored_pages": result.stored_pages,
+                "stopped_ms": result.stopped_ms,
+            }),
+        ),
         Some(Outcome::Error(detail)) => (
             "error",
             json!({
@@ -362,6 +367,9 @@ fn describe(operation: &Operation) -> String {
             text.push_str(&format!(": checkpoint {}, the process is {}", result.checkpoint, result.left));
         }
         Some(Outcome::Restore(result)) => text.push_str(&format!(": runs as pid {}", result.pid)),
+        Some(Outcome::Handover(result)) => {
+            text.push_str(&format!(": the process is stopped as handover {}", result.handover));
+        }
         Some(Outcome::Error(detail)) => text.push_str(&format!(": {}; {}", detail.message, detail.left)),
         None => {}
     }

@@ -36,6 +36,7 @@ use super::{
 use crate::{
     agent::Agent,
     arriving::Look,
+    cancel::Cancel,
     error::AgentError,
     fence::{Claim, Fence, Runner},
     progress::{Progress, Stage},
@@ -57,6 +58,15 @@ pub struct HandoverRequest {
     pub id: Option<CheckpointId>,
     /// A checkpoint will be made of the stopped tree.
     pub upload: bool,
+    /// Gives it up, until the tree may be run elsewhere; it runs on then.
+    pub cancel: Cancel,
+}
+
+impl HandoverRequest {
+    /// A new handover, of which no checkpoint is made.
+    pub fn new(app: AppId, pid: u32) -> Self {
+        Self { app, pid, id: None, upload: false, cancel: Cancel::default() }
+    }
 }
 
 /// A tree that is stopped to be handed over. Dropping it changes nothing: the tree stays stopped, and
@@ -71,6 +81,8 @@ pub struct Handover {
     manifest: Manifest,
     memory: StoppedMemory,
     saved: Saved,
+    /// From the freeze until it was stopped.
+    stopped_in: Option<Duration>,
     uploaded: AtomicBool,
     /// Locked for writing to end the time in which the tree is stopped; `false` afterwards.
     stopped: RwLock<bool>,
@@ -85,7 +97,7 @@ impl Agent {
     /// restored itself: it can only be checkpointed.
     pub fn hand_over(&self, request: &HandoverRequest, progress: &Progress) -> Result<Handover, AgentError> {
         progress.enter(Stage::Preparing);
-        let HandoverRequest { app, pid, upload, .. } = request;
+        let HandoverRequest { app, pid, upload, cancel, .. } = request;
         let criu = self.criu()?;
         let tree = Tree::of(*pid)?;
         let look = Look::at(&tree, app)?;
@@ -111,8 +123,13 @@ impl Agent {
         let terminals = streams.iter().filter(|stream| stream.key.starts_with("tty["));
         let options = terminals.fold(options, |options, terminal| options.external(terminal.key.clone()));
         let mut described = None;
+        let mut frozen = Instant::now();
         progress.enter(Stage::Dumping);
         let dumped = criu.dump(options, &mut |notification| {
+            cancel.check()?;
+            if matches!(notification, Notification::PreDump) {
+                frozen = Instant::now();
+            }
             if matches!(notification, Notification::PostDump) {
                 progress.enter(Stage::Committing);
                 // That nothing is missing which a page server still had is only known now.
@@ -123,6 +140,10 @@ impl Agent {
                 let memory = StoppedMemory::open(&manifest, |id| shared(&pages, id))
                     .map_err(AgentError::io("cannot read the memory of the stopped tree"))?;
                 self.block_on(put(&*self.store, &manifest, bundle))?;
+                // From here on CRIU stops the tree whatever is said.
+                if !cancel.pass() {
+                    return Err(AgentError::Cancelled.into());
+                }
                 described = Some((manifest, memory));
             }
             Ok(())
@@ -137,7 +158,9 @@ impl Agent {
         };
         saved.offered = true;
         saved.write(&directory).map_err(AgentError::path("write", &directory))?;
-        Ok(self.handover(directory, saved, manifest, memory, (app.clone(), id)))
+        let mut handover = self.handover(directory, saved, manifest, memory, (app.clone(), id));
+        handover.stopped_in = Some(frozen.elapsed());
+        Ok(handover)
     }
 
     /// The trees that are stopped on this machine to be handed over, after a restart of the agent. Those that were never
@@ -199,6 +222,7 @@ impl Agent {
             manifest,
             memory,
             saved,
+            stopped_in: None,
             uploaded: AtomicBool::new(false),
             stopped: RwLock::new(true),
         }
@@ -234,6 +258,11 @@ impl Handover {
     /// This machine, as whoever takes the tree back.
     pub fn runner(&self) -> &Runner {
         &self.saved.runner
+    }
+
+    /// Milliseconds from the freeze until it could be run elsewhere, if this very agent has stopped it.
+    pub fn stopped_ms(&self) -> Option<f64> {
+        self.stopped_in.map(|time| time.as_secs_f64() * 1e3)
     }
 
     /// Whether the tree was taken back or ended.

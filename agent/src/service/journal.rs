@@ -16,7 +16,9 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use migration_proto::agent::{CheckpointResult, ErrorDetail, Hook, OperationKind, RestoreResult};
+use migration_proto::agent::{
+    CheckpointResult, ErrorDetail, HandoverResult, Hook, OperationKind, RestoreResult, Source,
+};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -78,7 +80,7 @@ pub struct Spec {
     pub pid: u32,
     /// The checkpoint asked for; empty for the newest, and for dumps.
     pub checkpoint: String,
-    /// `full` or `lazy-storage`; empty for dumps.
+    /// The strategy's name; empty for dumps that leave a checkpoint and no stopped tree.
     pub strategy: String,
     /// Carry TCP connections.
     pub tcp_established: bool,
@@ -86,6 +88,16 @@ pub struct Spec {
     pub hook: Option<Hook>,
     /// For how long a restored tree waits for a store; 0 for the default.
     pub patience_s: u64,
+    /// Of a restore: the machine a tree is stopped on.
+    #[serde(default)]
+    pub source: Option<Source>,
+}
+
+impl Spec {
+    /// Whether a tree is stopped, or a stopped one run.
+    pub fn hands_over(&self) -> bool {
+        matches!(self.strategy.as_str(), "lazy-direct" | "lazy-hybrid")
+    }
 }
 
 /// What operations do.
@@ -128,6 +140,8 @@ pub enum Outcome {
     Checkpoint(CheckpointResult),
     /// With a tree that runs.
     Restore(RestoreResult),
+    /// With a tree that is stopped.
+    Handover(HandoverResult),
     /// With nothing changed, or as it says.
     Failed(ErrorDetail),
 }
@@ -317,6 +331,7 @@ mod tests {
             tcp_established: false,
             hook: None,
             patience_s: 0,
+            source: None,
         };
         Record::new(id.parse().unwrap(), spec, true)
     }

@@ -19,20 +19,23 @@ use std::{
 };
 
 use lazy_pages::ids::{AppId, CheckpointId};
-use migration_proto::agent::{
-    CheckpointResult, ErrorDetail, Reason, RestoreResult, Strategy as WireStrategy,
-};
+use migration_proto::agent::{CheckpointResult, ErrorDetail, HandoverResult, Reason, RestoreResult};
 use tokio::sync::watch;
 
 use super::{
     caller::{self, Caller},
     error,
+    handovers::Handovers,
     journal::{self, End, Journal, Kind, OperationId, Outcome, ProcessName, Record, Spec},
-    recovery, wire,
+    recovery,
+    tls::Files,
+    wire,
 };
 use crate::{
     Agent, AgentError, Cancel, CheckpointReport, CheckpointRequest, Progress, RestoreRequest, Restored,
-    Strategy, settings, tree,
+    handover::{HandedOver, Handover, HandoverRequest},
+    migrate::wire_strategy,
+    settings, tree,
 };
 
 /// How long to wait before a store that did not answer is asked again what became of an operation.
@@ -47,6 +50,9 @@ pub struct Operations {
     logs: PathBuf,
     /// The program whose `page-server` command serves pages: this one.
     program: PathBuf,
+    /// What this agent shows to others, and knows them by.
+    files: Option<Files>,
+    handovers: Arc<Handovers>,
     unreadable: HashSet<String>,
     entries: Mutex<HashMap<OperationId, Arc<Entry>>>,
     stopping: AtomicBool,
@@ -98,7 +104,13 @@ impl Operations {
     ///
     /// # Errors
     /// When the journal cannot be used.
-    pub fn open(agent: Arc<Agent>, state: &Path, program: PathBuf) -> Result<Arc<Self>, AgentError> {
+    pub fn open(
+        agent: Arc<Agent>,
+        handovers: Arc<Handovers>,
+        state: &Path,
+        program: PathBuf,
+        files: Option<Files>,
+    ) -> Result<Arc<Self>, AgentError> {
         let (journal, held) = Journal::open(&state.join("operations"))?;
         let entries = held.records.into_iter().map(|record| (record.id.clone(), Entry::new(record, None)));
         let operations = Arc::new(Self {
@@ -106,6 +118,8 @@ impl Operations {
             journal,
             logs: state.to_owned(),
             program,
+            files,
+            handovers,
             unreadable: held.unreadable.into_iter().collect(),
             entries: Mutex::new(entries.collect()),
             stopping: AtomicBool::new(false),
@@ -314,8 +328,12 @@ impl Operations {
             }
             return;
         }
-        let outcome = match self.checkpoint(entry, &spec) {
-            Ok(report) => Outcome::Checkpoint(result_of(report)),
+        let done = match spec.hands_over() {
+            true => self.hand_over(entry, &spec).map(Outcome::Handover),
+            false => self.checkpoint(entry, &spec).map(|report| Outcome::Checkpoint(result_of(report))),
+        };
+        let outcome = match done {
+            Ok(outcome) => outcome,
             Err(failed) => {
                 let left = tree::is_alive(spec.pid).then(|| format!("process {} runs on", spec.pid));
                 Outcome::Failed(entry.failure(&failed, left))
@@ -333,6 +351,20 @@ impl Operations {
         self.agent.checkpoint(&request, &entry.progress)
     }
 
+    fn hand_over(&self, entry: &Entry, spec: &Spec) -> Result<HandoverResult, AgentError> {
+        let request = HandoverRequest {
+            app: app_of(spec)?,
+            pid: spec.pid,
+            id: entry.record().checkpoint.as_deref().map(id_of).transpose()?,
+            upload: spec.strategy == "lazy-hybrid",
+            cancel: entry.cancel.clone(),
+        };
+        let handover = Arc::new(self.agent.hand_over(&request, &entry.progress)?);
+        // If it cannot be watched, the next agent takes it up.
+        self.handovers.keep(Arc::clone(&handover))?;
+        Ok(handover_result(&handover, handover.stopped_ms()))
+    }
+
     fn restore(&self, entry: &Entry, spec: &Spec) -> Result<(Restored, Outcome), AgentError> {
         let app = app_of(spec)?;
         let asked = Some(spec.checkpoint.as_str()).filter(|id| !id.is_empty()).map(id_of).transpose()?;
@@ -348,6 +380,13 @@ impl Operations {
         request.checkpoint = Some(checkpoint);
         request.strategy = spec.strategy.parse()?;
         request.tcp_established = spec.tcp_established;
+        request.handover = spec.source.as_ref().map(|source| HandedOver {
+            source: source.address.clone(),
+            tls: self.files.clone().map(|Files { cert, key, ca }| [cert, key, ca]),
+            app: spec.app.clone(),
+            id: checkpoint.to_string(),
+            runner: recovery::runner(source, &entry.record().id),
+        });
         if spec.patience_s > 0 {
             request.patience = Duration::from_secs(spec.patience_s);
         }
@@ -386,7 +425,7 @@ impl Operations {
     /// Finds out what became of an operation whose agent has died, however long that takes.
     fn settle(&self, entry: &Arc<Entry>) {
         let outcome = loop {
-            match recovery::settle(&self.agent, &self.logs, &entry.record()) {
+            match recovery::settle(&self.agent, &self.handovers, &self.logs, &entry.record()) {
                 Ok(outcome) => break outcome,
                 Err(error) => {
                     tracing::warn!(%error, "what became of an operation of the agent before is not known yet");
@@ -538,15 +577,6 @@ fn id_of(text: &str) -> Result<CheckpointId, AgentError> {
     text.parse().map_err(|error| AgentError::Usage(format!("{error}")))
 }
 
-fn wire_strategy(strategy: Strategy) -> WireStrategy {
-    match strategy {
-        Strategy::Full => WireStrategy::Full,
-        Strategy::LazyStorage => WireStrategy::LazyStorage,
-        Strategy::LazyDirect => WireStrategy::LazyDirect,
-        Strategy::LazyHybrid => WireStrategy::LazyHybrid,
-    }
-}
-
 fn result_of(report: CheckpointReport) -> CheckpointResult {
     CheckpointResult {
         checkpoint: report.checkpoint,
@@ -562,6 +592,17 @@ fn result_of(report: CheckpointReport) -> CheckpointResult {
         bytes_memory: report.bytes.memory,
         bytes_uploaded: report.bytes.uploaded,
         left: report.left.to_owned(),
+    }
+}
+
+/// What the caller is told of a stopped tree.
+pub fn handover_result(handover: &Handover, stopped_ms: Option<f64>) -> HandoverResult {
+    HandoverResult {
+        handover: handover.id().to_string(),
+        app: handover.app().to_string(),
+        generation: handover.generation(),
+        stored_pages: handover.manifest().stored_pages(),
+        stopped_ms,
     }
 }
 

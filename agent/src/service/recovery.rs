@@ -9,6 +9,9 @@
 //! A final dump that has committed and has not ended its tree is not finished here: what the tree has done since would be
 //! lost. Repeated under a new id it uploads only that.
 //!
+//! A final dump that was to stop its tree is done if the tree is stopped: the handovers know. A restore of a handover that
+//! is not done says that its generation is over.
+//!
 //! A restore is done if all tasks of its checkpoint run, younger than the operation. What CRIU had under way when its
 //! agent died it undoes by itself, so that is waited for.
 
@@ -16,17 +19,24 @@ use std::{fs, path::Path, sync::Arc, thread, time::Duration};
 
 use lazy_pages::{
     catalog::{Catalog, CatalogError},
-    format::Manifest,
+    format::{MAX_MANIFEST, Manifest, keys},
     ids::{AppId, CheckpointId},
+    store::StoreError,
     units::PAGE_SIZE,
 };
-use migration_proto::agent::{CheckpointResult, Reason, RestoreResult, Strategy as WireStrategy};
+use migration_proto::agent::{CheckpointResult, Reason, RestoreResult, Source, Strategy as WireStrategy};
 
 use super::{
     error,
-    journal::{self, Kind, Outcome, Record},
+    handovers::Handovers,
+    journal::{self, Kind, OperationId, Outcome, Record},
+    operations::handover_result,
 };
-use crate::{Agent, AgentError, settings, tree};
+use crate::{
+    Agent, AgentError,
+    fence::{Fence, Runner},
+    settings, tree,
+};
 
 /// How long CRIU may take to undo what it was doing; it takes milliseconds.
 const UNDO: Duration = Duration::from_secs(15);
@@ -38,10 +48,31 @@ const LOOK: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// When that cannot be known yet, because the store does not answer.
-pub fn settle(agent: &Agent, logs: &Path, record: &Record) -> Result<Outcome, AgentError> {
+pub fn settle(
+    agent: &Agent,
+    handovers: &Handovers,
+    logs: &Path,
+    record: &Record,
+) -> Result<Outcome, AgentError> {
     let app: AppId = record.spec.app.parse().map_err(|error| AgentError::Usage(format!("{error}")))?;
     let checkpoint = record.checkpoint.as_deref().and_then(|id| id.parse::<CheckpointId>().ok());
     wait_for_criu(record);
+    if record.spec.kind == Kind::FinalDump && record.spec.hands_over() {
+        let kept = checkpoint.and_then(|id| handovers.find(id));
+        return Ok(match kept {
+            Some(handover) => Outcome::Handover(handover_result(&handover, None)),
+            None => dump(record, None),
+        });
+    }
+    if let Some(source) = &record.spec.source {
+        let manifest = checkpoint.map(|id| find_handover(agent, &app, id)).transpose()?.flatten();
+        let outcome = restore(logs, record, &app, manifest);
+        if matches!(outcome, Outcome::Failed(_)) {
+            let fence = Fence::new(Arc::clone(agent.store()), app);
+            agent.block_on(fence.end_if_ours(&runner(source, &record.id)))?;
+        }
+        return Ok(outcome);
+    }
     let manifest = match checkpoint {
         Some(id) => find(agent, &app, id)?,
         None => None,
@@ -56,6 +87,19 @@ fn find(agent: &Agent, app: &AppId, id: CheckpointId) -> Result<Option<Manifest>
     match agent.block_on(Catalog::new(Arc::clone(agent.store())).load_manifest(app, id)) {
         Ok(manifest) => Ok(Some(manifest)),
         Err(CatalogError::UnknownCheckpoint { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Who this machine is to the fence when it restores a handover as this operation.
+pub fn runner(source: &Source, operation: &OperationId) -> Runner {
+    Runner { token: operation.to_string(), ..Runner::here(source.generation) }
+}
+
+fn find_handover(agent: &Agent, app: &AppId, id: CheckpointId) -> Result<Option<Manifest>, AgentError> {
+    match agent.block_on(agent.store().get(&keys::handover(app, id), MAX_MANIFEST)) {
+        Ok(bytes) => Ok(Manifest::decode(&bytes).ok()),
+        Err(StoreError::NotFound { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
@@ -112,6 +156,8 @@ fn restore(logs: &Path, record: &Record, app: &AppId, manifest: Option<Manifest>
     };
     let strategy = match record.spec.strategy.as_str() {
         "full" => WireStrategy::Full,
+        "lazy-direct" => WireStrategy::LazyDirect,
+        "lazy-hybrid" => WireStrategy::LazyHybrid,
         _ => WireStrategy::LazyStorage,
     };
     Outcome::Restore(RestoreResult {

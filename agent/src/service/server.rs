@@ -87,10 +87,14 @@ async fn run(agent: Arc<Agent>, config: Config, ready: impl FnOnce(&Reached)) ->
     let (accepted, connections) = mpsc::channel(16);
     let mut reached = Reached { unix: None, tcp: None };
     // Whoever waits for the socket finds the journal taken up.
-    let operations = Operations::open(Arc::clone(&agent), &config.state, config.program)?;
-    let taking_up = Arc::clone(&agent);
-    let handovers = tokio::task::spawn_blocking(move || Handovers::open(taking_up)).await;
-    let handovers = handovers.map_err(|_| AgentError::NoCommit)??;
+    let files = config.tcp.as_ref().and_then(|tcp| tcp.tls.as_ref()).map(|(files, _)| files.clone());
+    let (taking_up, state, program) = (Arc::clone(&agent), config.state, config.program);
+    let taken_up = tokio::task::spawn_blocking(move || {
+        let handovers = Handovers::open(Arc::clone(&taking_up))?;
+        let operations = Operations::open(taking_up, Arc::clone(&handovers), &state, program, files)?;
+        Ok((handovers, operations))
+    });
+    let (handovers, operations) = taken_up.await.map_err(|_| AgentError::NoCommit).flatten()?;
     if let Some(path) = &config.unix {
         tokio::spawn(listen::accept_unix(listen::unix(path)?, accepted.clone()));
         reached.unix = Some(path.clone());

@@ -44,6 +44,7 @@ impl TryFrom<PreCheckpointRequest> for Asked {
             tcp_established: request.tcp_established,
             hook: request.before_freeze,
             patience_s: 0,
+            source: None,
         };
         let id = id(&request.operation_id)?;
         Ok(Self { id, spec, detach: request.detach, deadline_ms: request.deadline_ms })
@@ -59,10 +60,11 @@ impl TryFrom<FinalDumpRequest> for Asked {
             app: app(&request.app)?,
             pid: pid(request.pid)?,
             checkpoint: String::new(),
-            strategy: String::new(),
+            strategy: handover_strategy(request.strategy)?,
             tcp_established: request.tcp_established,
             hook: request.before_freeze,
             patience_s: 0,
+            source: None,
         };
         let id = id(&request.operation_id)?;
         Ok(Self { id, spec, detach: request.detach, deadline_ms: request.deadline_ms })
@@ -73,12 +75,9 @@ impl TryFrom<RestoreRequest> for Asked {
     type Error = ErrorDetail;
 
     fn try_from(request: RestoreRequest) -> Result<Self, ErrorDetail> {
-        let strategy = match wire::Strategy::try_from(request.strategy) {
-            Ok(wire::Strategy::Unspecified | wire::Strategy::LazyStorage) => "lazy-storage",
-            Ok(wire::Strategy::Full) => "full",
-            Ok(wire::Strategy::LazyDirect) => "lazy-direct",
-            Ok(wire::Strategy::LazyHybrid) => "lazy-hybrid",
-            Err(_) => return Err(usage(format!("this agent knows no strategy {}", request.strategy))),
+        let strategy = match strategy(request.strategy)? {
+            "" => "lazy-storage",
+            name => name,
         };
         let checkpoint = match request.checkpoint.as_str() {
             "" => String::new(),
@@ -93,10 +92,34 @@ impl TryFrom<RestoreRequest> for Asked {
             tcp_established: request.tcp_established,
             hook: request.after_restore,
             patience_s: request.patience_s,
+            source: request.source,
         };
+        if spec.hands_over() != spec.source.is_some() || (spec.hands_over() && spec.checkpoint.is_empty()) {
+            return Err(usage(
+                "lazy-direct and lazy-hybrid, and only they, run a handover of a source".into(),
+            ));
+        }
         let id = id(&request.operation_id)?;
         Ok(Self { id, spec, detach: request.detach, deadline_ms: request.deadline_ms })
     }
+}
+
+/// A strategy's name; empty for none.
+fn strategy(number: i32) -> Result<&'static str, ErrorDetail> {
+    match wire::Strategy::try_from(number) {
+        Ok(wire::Strategy::Unspecified) => Ok(""),
+        Ok(wire::Strategy::LazyStorage) => Ok("lazy-storage"),
+        Ok(wire::Strategy::Full) => Ok("full"),
+        Ok(wire::Strategy::LazyDirect) => Ok("lazy-direct"),
+        Ok(wire::Strategy::LazyHybrid) => Ok("lazy-hybrid"),
+        Err(_) => Err(usage(format!("this agent knows no strategy {number}"))),
+    }
+}
+
+/// The strategy of a dump that stops a tree; empty for one that ends it, whatever a restore of it will do.
+fn handover_strategy(number: i32) -> Result<String, ErrorDetail> {
+    let name = strategy(number)?;
+    Ok(if matches!(name, "lazy-direct" | "lazy-hybrid") { name.to_owned() } else { String::new() })
 }
 
 fn id(text: &str) -> Result<OperationId, ErrorDetail> {
@@ -130,6 +153,9 @@ pub fn operation(entry: &Entry) -> Operation {
         }
         Some(Outcome::Restore(result)) => {
             (OperationState::Succeeded, Some(operation::Outcome::Restore(result.clone())))
+        }
+        Some(Outcome::Handover(result)) => {
+            (OperationState::Succeeded, Some(operation::Outcome::Handover(result.clone())))
         }
         Some(Outcome::Failed(detail)) => {
             (OperationState::Failed, Some(operation::Outcome::Error(detail.clone())))

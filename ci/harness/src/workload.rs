@@ -150,6 +150,45 @@ impl Workload {
         self.tasks.iter().all(|task| process::is_running(task.pid))
     }
 
+    /// Whether a process is one of this workload's, wherever it is.
+    fn is_mine(&self, pid: i32) -> bool {
+        let control = self.control.path().as_os_str().as_bytes();
+        process::name(pid).as_deref() == Some("workload")
+            && process::arguments(pid).iter().any(|word| word == control)
+    }
+
+    /// Process ids, as seen from here, of the copies of the main task that run, whatever pid namespace they are in: not those
+    /// that are stopped or have ended.
+    pub fn running_copies(&self) -> Vec<i32> {
+        self.copies_of(self.tasks[0].pid)
+    }
+
+    fn copies_of(&self, inner: i32) -> Vec<i32> {
+        let runs = |pid: &i32| process::is_running(*pid) && !matches!(process::state(*pid), Some('T' | 't'));
+        let mut pids = process::all();
+        pids.retain(|pid| process::innermost_pid(*pid) == Some(inner) && self.is_mine(*pid) && runs(pid));
+        pids
+    }
+
+    /// Follows the tasks into another pid namespace of this machine, to which they were moved: from now on questions are
+    /// answered by those that run there, under the ids they have always had for themselves.
+    ///
+    /// # Errors
+    /// When a task does not run exactly once.
+    pub fn follow(&mut self) -> Result<(), WorkloadError> {
+        for at in 0..self.tasks.len() {
+            let inner = self.tasks[at].pid;
+            let inner = process::innermost_pid(inner).unwrap_or(inner);
+            let copies = self.copies_of(inner);
+            let [pid] = copies[..] else {
+                let why = format!("it runs {} times", copies.len());
+                return Err(WorkloadError::Refused { what: format!("follow {}", self.tasks[at].name), why });
+            };
+            self.tasks[at].pid = pid;
+        }
+        Ok(())
+    }
+
     /// Lets every task compare all its memory with what it should be.
     ///
     /// # Errors
@@ -240,10 +279,7 @@ impl Drop for Workload {
     fn drop(&mut self) {
         // Forked children are found too, wherever they are: all have the control directory among their arguments. The
         // name keeps whatever stands before the workload on the command line out of it.
-        let control = self.control.path().as_os_str().as_bytes().to_vec();
-        process::end_all(|pid| {
-            process::name(pid).as_deref() == Some("workload") && process::arguments(pid).contains(&control)
-        });
+        process::end_all(|pid| self.is_mine(pid));
         if let Some(front) = &mut self.front {
             // What stands before the workload ends with it; it gets a moment to do so by itself.
             let pid = front.id() as i32;
