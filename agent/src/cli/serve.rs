@@ -46,6 +46,9 @@ pub struct Serve {
     /// Where operations are written down [default: the user's state directory]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// How long a process that was stopped to be handed over waits for somebody to run it, before it goes on here
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub claim_timeout: u64,
     /// How long operations may go on after SIGTERM before they are given up
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub grace: u64,
@@ -61,6 +64,7 @@ pub fn serve(typed: Serve, global: &Global, output: Output) -> Result<(), AgentE
         tcp,
         state: typed.state_dir.unwrap_or_else(settings::state_directory),
         program,
+        claim_timeout: Duration::from_secs(typed.claim_timeout),
         grace: Duration::from_secs(typed.grace),
     };
     service::serve(agent(global)?, config, |reached| {

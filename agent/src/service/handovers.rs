@@ -28,9 +28,6 @@ use crate::{
     handover::{Handover, pack},
 };
 
-/// How long a stopped tree waits for somebody to run it before it is taken back.
-const UNCLAIMED: Duration = Duration::from_secs(30);
-
 /// How often the store is asked who runs it.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -41,6 +38,8 @@ const AHEAD: usize = 4;
 #[derive(Debug)]
 pub struct Handovers {
     agent: Arc<Agent>,
+    /// How long a stopped tree waits for somebody to run it before it is taken back.
+    claim_timeout: Duration,
     kept: Mutex<HashMap<CheckpointId, Arc<Handover>>>,
 }
 
@@ -49,9 +48,9 @@ impl Handovers {
     ///
     /// # Errors
     /// When it cannot be known what they are.
-    pub fn open(agent: Arc<Agent>) -> Result<Arc<Self>, AgentError> {
+    pub fn open(agent: Arc<Agent>, claim_timeout: Duration) -> Result<Arc<Self>, AgentError> {
         let found = agent.handovers()?;
-        let handovers = Arc::new(Self { agent, kept: Mutex::default() });
+        let handovers = Arc::new(Self { agent, claim_timeout, kept: Mutex::default() });
         for handover in found {
             tracing::warn!(app = %handover.app(), id = %handover.id(), "a tree is stopped since before this agent");
             handovers.keep(Arc::new(handover))?;
@@ -86,7 +85,7 @@ impl Handovers {
             thread::sleep(LOOK);
             let over = self.agent.block_on(async {
                 let Some(runner) = fence.runner(handover.generation()).await? else {
-                    return Ok(begun.elapsed() > UNCLAIMED);
+                    return Ok(begun.elapsed() > self.claim_timeout);
                 };
                 // Either way it may go on here: whoever ran it says that nothing of it does.
                 Ok(runner == *handover.runner() || fence.has_ended(handover.generation()).await?)

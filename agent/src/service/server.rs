@@ -48,6 +48,8 @@ pub struct Config {
     pub state: PathBuf,
     /// The program whose `page-server` command serves pages.
     pub program: PathBuf,
+    /// How long a stopped tree waits for somebody to run it, before it is taken back.
+    pub claim_timeout: Duration,
     /// How long operations may go on after SIGTERM.
     pub grace: Duration,
 }
@@ -90,7 +92,7 @@ async fn run(agent: Arc<Agent>, config: Config, ready: impl FnOnce(&Reached)) ->
     let files = config.tcp.as_ref().and_then(|tcp| tcp.tls.as_ref()).map(|(files, _)| files.clone());
     let (taking_up, state, program) = (Arc::clone(&agent), config.state, config.program);
     let taken_up = tokio::task::spawn_blocking(move || {
-        let handovers = Handovers::open(Arc::clone(&taking_up))?;
+        let handovers = Handovers::open(Arc::clone(&taking_up), config.claim_timeout)?;
         let operations = Operations::open(taking_up, Arc::clone(&handovers), &state, program, files)?;
         Ok((handovers, operations))
     });

@@ -53,6 +53,11 @@ pub fn ready_file(control: &Path, task: &str) -> PathBuf {
     control.join(task).join("ready")
 }
 
+/// Directory in which the main task leaves marks of where and when it ran, if it is there.
+pub fn beats_directory(control: &Path) -> PathBuf {
+    control.join("beats")
+}
+
 /// File with a request to a task.
 pub fn request_file(control: &Path, task: &str) -> PathBuf {
     control.join(task).join("request")

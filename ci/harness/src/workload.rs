@@ -77,6 +77,8 @@ pub struct Builder {
 pub struct Workload {
     control: TempDir,
     tasks: Vec<Task>,
+    /// Of the tasks, in their own pid namespace.
+    ids: Vec<i32>,
     front: Option<Child>,
     limit: Duration,
 }
@@ -150,23 +152,39 @@ impl Workload {
         self.tasks.iter().all(|task| process::is_running(task.pid))
     }
 
-    /// Whether a process is one of this workload's, wherever it is.
-    fn is_mine(&self, pid: i32) -> bool {
-        let control = self.control.path().as_os_str().as_bytes();
-        process::name(pid).as_deref() == Some("workload")
-            && process::arguments(pid).iter().any(|word| word == control)
-    }
-
     /// Process ids, as seen from here, of the copies of the main task that run, whatever pid namespace they are in: not those
     /// that are stopped or have ended.
     pub fn running_copies(&self) -> Vec<i32> {
-        self.copies_of(self.tasks[0].pid)
+        self.copies_of(self.ids[0])
+    }
+
+    /// From now on it leaves marks of where it runs; see [`Self::places`].
+    ///
+    /// # Errors
+    /// When there is no room for them.
+    pub fn mark_places(&self) -> io::Result<()> {
+        fs::create_dir(control::beats_directory(self.control()))
+    }
+
+    /// The pid namespaces it has run in since [`Self::mark_places`], in order of time, each named once for as long as it ran
+    /// there: one that comes back has run in between another copy's marks.
+    pub fn places(&self) -> Vec<String> {
+        let beats = fs::read_dir(control::beats_directory(self.control())).into_iter().flatten().flatten();
+        let mut names: Vec<String> =
+            beats.map(|beat| beat.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        let mut places: Vec<String> =
+            names.iter().filter_map(|name| Some(name.split_once(' ')?.1.to_owned())).collect();
+        places.dedup();
+        places
     }
 
     fn copies_of(&self, inner: i32) -> Vec<i32> {
         let runs = |pid: &i32| process::is_running(*pid) && !matches!(process::state(*pid), Some('T' | 't'));
+        // Not by their arguments, which are in memory that may not have arrived.
+        let is_mine = |pid: &i32| process::name(*pid).as_deref() == Some("workload");
         let mut pids = process::all();
-        pids.retain(|pid| process::innermost_pid(*pid) == Some(inner) && self.is_mine(*pid) && runs(pid));
+        pids.retain(|pid| process::innermost_pid(*pid) == Some(inner) && is_mine(pid) && runs(pid));
         pids
     }
 
@@ -177,9 +195,7 @@ impl Workload {
     /// When a task does not run exactly once.
     pub fn follow(&mut self) -> Result<(), WorkloadError> {
         for at in 0..self.tasks.len() {
-            let inner = self.tasks[at].pid;
-            let inner = process::innermost_pid(inner).unwrap_or(inner);
-            let copies = self.copies_of(inner);
+            let copies = self.copies_of(self.ids[at]);
             let [pid] = copies[..] else {
                 let why = format!("it runs {} times", copies.len());
                 return Err(WorkloadError::Refused { what: format!("follow {}", self.tasks[at].name), why });
@@ -279,7 +295,10 @@ impl Drop for Workload {
     fn drop(&mut self) {
         // Forked children are found too, wherever they are: all have the control directory among their arguments. The
         // name keeps whatever stands before the workload on the command line out of it.
-        process::end_all(|pid| self.is_mine(pid));
+        let control = self.control.path().as_os_str().as_bytes().to_vec();
+        process::end_all(|pid| {
+            process::name(pid).as_deref() == Some("workload") && process::arguments(pid).contains(&control)
+        });
         if let Some(front) = &mut self.front {
             // What stands before the workload ends with it; it gets a moment to do so by itself.
             let pid = front.id() as i32;
@@ -364,8 +383,10 @@ impl Builder {
         let front_pid = front.id() as i32;
 
         let file = control::tasks_file(control.path());
-        let mut workload = Workload { control, tasks: Vec::new(), front: Some(front), limit: self.limit };
+        let (tasks, ids) = (Vec::new(), Vec::new());
+        let mut workload = Workload { control, tasks, ids, front: Some(front), limit: self.limit };
         workload.tasks = workload.wait_for(&file, front_pid, "start")?;
+        workload.ids = workload.tasks.iter().map(|task| task.pid).collect();
         Ok(workload)
     }
 }

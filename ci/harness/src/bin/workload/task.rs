@@ -2,10 +2,11 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use migration_harness::control::{
-    Answer, MAIN_TASK, Request, Task, answer_file, read, ready_file, request_file, tasks_file, write,
+    Answer, MAIN_TASK, Request, Task, answer_file, beats_directory, read, ready_file, request_file,
+    tasks_file, write,
 };
 use migration_harness::process::wait_until;
 use migration_harness::region::Report;
@@ -84,6 +85,7 @@ impl Control {
                 }
                 None => {
                     duty.idle();
+                    self.beat();
                     std::thread::sleep(IDLE);
                 }
             }
@@ -91,6 +93,17 @@ impl Control {
             if rounds.is_multiple_of(ROUNDS_BETWEEN_LOOKS) && !self.directory.exists() {
                 return Ok(());
             }
+        }
+    }
+}
+
+impl Control {
+    /// Leaves a mark of where and when this ran, if somebody wants to know. A directory, so that no file is open for it.
+    fn beat(&self) {
+        let beats = beats_directory(&self.directory);
+        if let (true, Ok(place)) = (beats.exists(), std::fs::read_link("/proc/self/ns/pid")) {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+            let _ = std::fs::create_dir(beats.join(format!("{now:020} {}", place.display())));
         }
     }
 }
