@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use lazy_pages::ids::AppId;
-use migration_agent::{AgentError, CheckpointRequest, Progress};
+use migration_agent::{AgentError, CheckpointRequest, Progress, checkpoint::DEFAULT_MAX_CHAIN_DEPTH};
 
 use super::{
     args::Global,
@@ -31,6 +31,9 @@ pub struct Checkpoint {
     /// Carry established TCP connections
     #[arg(long)]
     pub tcp_established: bool,
+    /// Build on at most so many checkpoints, one on the other, then make a full one; 0 makes each a full one
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_CHAIN_DEPTH)]
+    pub max_chain_depth: u32,
 }
 
 /// Takes it, and shows how far it is.
@@ -39,6 +42,7 @@ pub fn checkpoint(typed: Checkpoint, global: &Global, output: Output) -> Result<
     let mut request = CheckpointRequest::new(typed.app, typed.pid);
     request.leave_running = typed.leave_running;
     request.tcp_established = typed.tcp_established;
+    request.max_chain_depth = typed.max_chain_depth;
     let progress = Arc::new(Progress::default());
     let line = ProgressLine::start(Arc::clone(&progress));
     let report = agent.checkpoint(&request, &progress);

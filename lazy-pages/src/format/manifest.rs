@@ -22,6 +22,9 @@ pub struct Manifest {
     pub id: CheckpointId,
     /// The checkpoint it was compared with; `None` for a full one. It is not needed to restore this one.
     pub parent: Option<CheckpointId>,
+    /// How many checkpoints it builds on, one on the other: one more than its parent, 0 for a full one. What was written
+    /// before there was such a number counts as 1, the least it can be.
+    pub depth: u32,
     /// Milliseconds since 1970, by the writer's clock.
     pub created_unix_ms: u64,
     /// The machine it was taken on.

@@ -96,6 +96,7 @@ fn to_proto(manifest: &Manifest) -> proto::Manifest {
         app: manifest.app.to_string(),
         id: manifest.id.to_bytes().to_vec(),
         parent: manifest.parent.map_or_else(Vec::new, |id| id.to_bytes().to_vec()),
+        depth: manifest.depth,
         created_unix_ms: manifest.created_unix_ms,
         host: Some(proto::Host {
             kernel: host.kernel.clone(),
@@ -219,6 +220,8 @@ fn from_proto(message: proto::Manifest) -> Result<Manifest, ManifestError> {
         [] => None,
         bytes => Some(CheckpointId::from_bytes(bytes).map_err(invalid_id)?),
     };
+    // Before there was a depth, it was left out.
+    let depth = if parent.is_some() { message.depth.max(1) } else { message.depth };
     let host = message.host.ok_or_else(|| missing("host"))?;
     let statistics = message.statistics.ok_or_else(|| missing("statistics"))?;
     let (packs, frames) = packs_from_proto(message.packs)?;
@@ -234,6 +237,7 @@ fn from_proto(message: proto::Manifest) -> Result<Manifest, ManifestError> {
         app,
         id: CheckpointId::from_bytes(&message.id).map_err(invalid_id)?,
         parent,
+        depth,
         created_unix_ms: message.created_unix_ms,
         host: Host {
             kernel: host.kernel,

@@ -75,6 +75,7 @@ impl SealedPages {
             app: app.clone(),
             id: *id,
             parent: parent.as_ref().map(|parent| parent.manifest().id),
+            depth: parent.as_ref().map_or(0, |parent| parent.manifest().depth.saturating_add(1)),
             created_unix_ms: now.as_millis() as u64,
             host,
             tasks,
