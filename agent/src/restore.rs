@@ -22,7 +22,7 @@ use std::{
 
 use criu_rpc::{Criu, ImageDir, PageObject, RestoreOptions, images::PagemapEntry};
 use lazy_pages::{
-    catalog::{Catalog, CatalogError},
+    catalog::CatalogError,
     format::{Manifest, MemoryMap, ObjectId},
     ids::{AppId, CheckpointId},
     reader::{Checkpoint, Pages, ReadError},
@@ -171,8 +171,7 @@ impl Agent {
         let started = Instant::now();
         progress.enter(Stage::Preparing);
         let criu = self.criu()?;
-        let id = self.resolve(&request.app, request.checkpoint)?;
-        let checkpoint = self.open(&request.app, id)?;
+        let checkpoint = self.open(&request.app, request.checkpoint)?;
         let restored = self.restore_from(&checkpoint, &criu, request, progress, started);
         // A page server that is still reading has a lease of its own.
         self.release(&checkpoint);
@@ -255,25 +254,17 @@ impl Agent {
         })
     }
 
-    /// The checkpoint to use: the one named, or the newest.
-    ///
-    /// # Errors
-    /// When the application has none.
-    pub fn resolve(&self, app: &AppId, named: Option<CheckpointId>) -> Result<CheckpointId, AgentError> {
-        match named {
-            Some(id) => Ok(id),
-            None => self
-                .block_on(Catalog::new(Arc::clone(&self.store)).newest(app))
-                .map_err(|error| self.name(error)),
-        }
-    }
-
-    /// Opens a checkpoint for reading. Release its lease when done.
+    /// Opens a checkpoint for reading, the newest if none is named. Release its lease when done.
     ///
     /// # Errors
     /// When there is no such checkpoint, or it cannot be used.
-    pub fn open(&self, app: &AppId, id: CheckpointId) -> Result<Checkpoint, AgentError> {
-        self.block_on(Checkpoint::open(Arc::clone(&self.store), app, id)).map_err(|error| match error {
+    pub fn open(&self, app: &AppId, named: Option<CheckpointId>) -> Result<Checkpoint, AgentError> {
+        let store = Arc::clone(&self.store);
+        let opened = match named {
+            Some(id) => self.block_on(Checkpoint::open(store, app, id)),
+            None => self.block_on(Checkpoint::open_newest(store, app)),
+        };
+        opened.map_err(|error| match error {
             ReadError::Catalog(error) => self.name(error),
             error => error.into(),
         })

@@ -184,8 +184,7 @@ pub fn list(typed: &List, global: &Global, output: Output) -> Result<(), AgentEr
 /// Shows one checkpoint.
 pub fn show(typed: &OneCheckpoint, global: &Global, output: Output) -> Result<(), AgentError> {
     let agent = agent(global)?;
-    let id = agent.resolve(&typed.app, typed.checkpoint)?;
-    let checkpoint = agent.open(&typed.app, id)?;
+    let checkpoint = agent.open(&typed.app, typed.checkpoint)?;
     agent.release(&checkpoint);
     let manifest = checkpoint.manifest();
     output.result(&Summary::of(manifest), |summary| {
@@ -223,8 +222,8 @@ pub fn show(typed: &OneCheckpoint, global: &Global, output: Output) -> Result<()
 pub fn verify(typed: &Verify, global: &Global, output: Output) -> Result<(), AgentError> {
     let agent = agent(global)?;
     let app = &typed.which.app;
-    let id = agent.resolve(app, typed.which.checkpoint)?;
-    let checkpoint = agent.open(app, id)?;
+    let checkpoint = agent.open(app, typed.which.checkpoint)?;
+    let id = checkpoint.manifest().id;
     let progress = Arc::new(Progress::default());
     let line = ProgressLine::start(Arc::clone(&progress));
     progress.enter(Stage::Verifying);

@@ -4,5 +4,6 @@ mod damage;
 mod deletion;
 mod failures;
 mod inherit;
+mod retention;
 mod roundtrip;
 mod support;
