@@ -15,6 +15,7 @@ pub mod launch;
 mod page_server;
 mod page_sink;
 mod pagemap;
+pub mod periodic;
 mod progress;
 pub mod restore;
 pub mod settings;

@@ -180,6 +180,12 @@ pub fn is_alive(pid: u32) -> bool {
     read_stat(pid).is_some_and(|stat| stat.state != 'Z')
 }
 
+/// When a process that is no zombie was started, in clock ticks since the machine was: tells it from a later one with
+/// its pid.
+pub fn started(pid: u32) -> Option<u64> {
+    read_stat(pid).filter(|stat| stat.state != 'Z').map(|stat| stat.identity.started)
+}
+
 /// The parent of a process.
 pub fn parent(pid: u32) -> Option<u32> {
     read_stat(pid).map(|stat| stat.parent)

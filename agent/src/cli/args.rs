@@ -7,8 +7,10 @@ use lazy_pages::store::StoreUrl;
 
 use super::{
     checkpoint::Checkpoint,
+    gc::Gc,
     inspect::{Delete, List, OneCheckpoint, Verify},
     page_server::PageServer,
+    pin::{Pin, Unpin},
     restore::Restore,
     run::Run,
 };
@@ -80,6 +82,12 @@ pub enum Command {
     Verify(Verify),
     /// Remove a checkpoint; pages that other checkpoints share stay
     Delete(Delete),
+    /// Keep a checkpoint from being deleted
+    Pin(Pin),
+    /// Keep it no longer
+    Unpin(Unpin),
+    /// Delete the checkpoints that need not be kept
+    Gc(Gc),
     /// Serve the pages of one lazy restore (started by `restore`)
     #[command(hide = true)]
     PageServer(PageServer),

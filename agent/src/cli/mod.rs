@@ -7,9 +7,12 @@ mod args;
 mod check;
 mod checkpoint;
 mod commands;
+mod duration;
+mod gc;
 mod inspect;
 mod output;
 mod page_server;
+mod pin;
 mod restore;
 mod run;
 

@@ -63,16 +63,19 @@ pub struct Deleted {
 }
 
 /// Why nothing but the manifest was removed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LeftBecause {
     /// Somebody began to use the checkpoint in the very moment it was deleted.
+    #[error("somebody began to use a checkpoint that is gone (lease {lease})")]
     Leased {
         /// Name of the lease object.
         lease: String,
     },
     /// A checkpoint whose packs cannot be known, for its manifest is damaged or of a newer version.
+    #[error("what checkpoint {0} needs is not known, for its manifest cannot be read")]
     Unreadable(CheckpointId),
     /// Finding out what is needed took the better part of an hour.
+    #[error("it took too long to find out what is needed")]
     TookTooLong,
 }
 
