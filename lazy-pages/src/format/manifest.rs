@@ -241,6 +241,8 @@ pub struct Statistics {
     pub pages_unchanged: u64,
     /// Pages in frames this checkpoint wrote.
     pub pages_stored: u64,
+    /// Pages of these that had not changed: too little of their frames was still needed.
+    pub pages_rewritten: u64,
     /// Bytes of all objects this checkpoint created, its manifest excepted.
     pub bytes_uploaded: u64,
 }

@@ -120,6 +120,7 @@ fn to_proto(manifest: &Manifest) -> proto::Manifest {
             pages_zero: manifest.statistics.pages_zero,
             pages_unchanged: manifest.statistics.pages_unchanged,
             pages_stored: manifest.statistics.pages_stored,
+            pages_rewritten: manifest.statistics.pages_rewritten,
             bytes_uploaded: manifest.statistics.bytes_uploaded,
         }),
     }
@@ -257,6 +258,7 @@ fn from_proto(message: proto::Manifest) -> Result<Manifest, ManifestError> {
             pages_zero: statistics.pages_zero,
             pages_unchanged: statistics.pages_unchanged,
             pages_stored: statistics.pages_stored,
+            pages_rewritten: statistics.pages_rewritten,
             bytes_uploaded: statistics.bytes_uploaded,
         },
     })

@@ -90,6 +90,7 @@ impl SealedPages {
                 pages_zero: counts.zero,
                 pages_unchanged: counts.unchanged,
                 pages_stored: counts.stored,
+                pages_rewritten: counts.rewritten,
                 bytes_uploaded: written + (hashes.len() + bundle.len()) as u64,
             },
         };

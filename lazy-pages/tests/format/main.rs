@@ -6,4 +6,5 @@ mod failures;
 mod inherit;
 mod retention;
 mod roundtrip;
+mod sparse;
 mod support;

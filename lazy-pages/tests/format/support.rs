@@ -296,12 +296,13 @@ pub struct Writing {
     pub store: Arc<MemoryStore>,
     target: Arc<dyn ObjectStore>,
     pub codec: Option<Codec>,
+    pub rewrite_sparse: bool,
 }
 
 impl Writing {
     pub fn new() -> Self {
         let store = MemoryStore::new();
-        Self { runtime: runtime(), target: store.clone(), store, codec: None }
+        Self { runtime: runtime(), target: store.clone(), store, codec: None, rewrite_sparse: true }
     }
 
     /// Checkpoints go to another store.
@@ -314,7 +315,11 @@ impl Writing {
         id: CheckpointId,
         parent: Option<Arc<Parent>>,
     ) -> Result<CheckpointWriter, WriteError> {
-        let options = WriterOptions { codec: self.codec, ..WriterOptions::default() };
+        let options = WriterOptions {
+            codec: self.codec,
+            rewrite_sparse: self.rewrite_sparse,
+            ..WriterOptions::default()
+        };
         CheckpointWriter::begin(
             self.target.clone(),
             self.runtime.handle().clone(),
@@ -422,6 +427,30 @@ impl Writing {
         }
         self.runtime.block_on(checkpoint.lease().release()).unwrap();
     }
+}
+
+/// At least half of each frame is referred to, and four fifths of all.
+pub fn assert_dense(manifest: &Manifest) {
+    let needed = needed_pages(manifest);
+    for (frame, needed) in manifest.frames.iter().zip(&needed) {
+        assert!(needed * 2 >= frame.pages, "{needed} of {} pages are needed", frame.pages);
+    }
+    let pages: u32 = manifest.frames.iter().map(|frame| frame.pages).sum();
+    let needed: u32 = needed.iter().sum();
+    assert!(needed * 5 >= pages * 4, "{needed} of {pages} pages are needed");
+}
+
+/// How many pages of each frame are referred to.
+pub fn needed_pages(manifest: &Manifest) -> Vec<u32> {
+    let mut needed = vec![0_u64; manifest.frames.len()];
+    for run in manifest.objects.iter().flat_map(|object| &object.runs) {
+        if let Source::Stored { frame, first, .. } = run.source {
+            for page in u64::from(first)..u64::from(first) + run.pages {
+                needed[frame.0 as usize] |= 1 << page;
+            }
+        }
+    }
+    needed.into_iter().map(u64::count_ones).collect()
 }
 
 /// What CRIU would send: runs of up to 16 pages, each of one kind.
