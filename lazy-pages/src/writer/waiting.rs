@@ -59,3 +59,38 @@ impl Waiting {
         longest.filter(|_| self.pages > MAX_PAGES)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(number: u64) -> Held {
+        Held { number, at: 0, hash: PageHash([0; 16]), bytes: vec![0; PAGE_SIZE].into() }
+    }
+
+    #[test]
+    fn frames_are_due_in_the_order_in_which_they_are_complete() {
+        let mut waiting = Waiting::default();
+        for (last, frame) in [(30, 1), (10, 2), (20, 3)] {
+            waiting.hold(last, frame, page(last - 5));
+        }
+        assert_eq!(waiting.due(9), None);
+        assert_eq!(waiting.due(25), Some(2));
+        assert_eq!(waiting.take(10, 2).len(), 1);
+        assert_eq!(waiting.take(10, 2).len(), 0);
+        assert_eq!(waiting.due(25), Some(3));
+    }
+
+    #[test]
+    fn when_too_many_wait_the_one_that_waits_longest_is_named() {
+        let mut waiting = Waiting::default();
+        for number in 0..MAX_PAGES as u64 {
+            waiting.hold(100_000 - number / 64, number as u32 / 64, page(number));
+        }
+        assert_eq!(waiting.too_many(), None);
+        waiting.hold(1, 7777, page(0));
+        assert_eq!(waiting.too_many(), Some(0));
+        assert_eq!(waiting.take(100_000, 0).len(), 64);
+        assert_eq!(waiting.too_many(), None);
+    }
+}
