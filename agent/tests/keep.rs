@@ -175,6 +175,27 @@ fn a_failing_checkpoint_is_reported_and_tried_again() {
 }
 
 #[test]
+fn reading_the_newest_never_fails_while_it_is_replaced() {
+    let fixture = Fixture::s3();
+    let workload = Workload::start("heap", &["--mib", "16"]).unwrap();
+    let mut periodic = Periodic::start(&fixture, &workload, &["--every", "50ms", "--keep", "1"]);
+    let first = periodic.next().unwrap();
+    fixture.server.as_ref().unwrap().faults.delay_answers(std::time::Duration::from_millis(5));
+    let verified: Vec<String> = (0..12)
+        .map(|_| {
+            workload.act("mutate 0.05").unwrap();
+            // Each of them fails if it does not find every page as it was stored.
+            id(&fixture.json(&["verify", "--app", "app", "--read-data"])).to_owned()
+        })
+        .collect();
+    let (reports, code) = periodic.stop();
+    assert_eq!(code, Some(0));
+    let taken = 1 + reports.len();
+    assert!(verified.iter().any(|checkpoint| checkpoint != id(&first)) && taken > 3, "{taken} {verified:?}");
+    intact(&workload);
+}
+
+#[test]
 fn a_chain_ends_in_a_full_checkpoint_and_not_while_pages_are_missing() {
     let fixture = Fixture::s3();
     let faults = &fixture.server.as_ref().unwrap().faults;

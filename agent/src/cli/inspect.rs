@@ -98,14 +98,18 @@ struct HostSummary {
 }
 
 impl Summary {
-    fn of(manifest: &Manifest, pins: &[Pin]) -> Self {
+    fn of(manifest: &Manifest, pins: &[Pin], listed: &[CheckpointId]) -> Self {
         let statistics = manifest.statistics;
         Self {
             checkpoint: manifest.id.to_string(),
             app: manifest.app.to_string(),
             parent: manifest.parent.map(|id| id.to_string()),
             depth: manifest.depth,
-            pins: pins.iter().filter(|pin| pin.keeps(manifest.id)).map(|pin| pin.name.to_string()).collect(),
+            pins: pins
+                .iter()
+                .filter(|pin| pin.keeps(manifest.id, listed))
+                .map(|pin| pin.name.to_string())
+                .collect(),
             created_unix_ms: manifest.created_unix_ms,
             tasks: manifest.tasks.len(),
             threads: manifest.tasks.iter().map(|task| task.threads).sum(),
@@ -181,9 +185,10 @@ pub fn list(typed: &List, global: &Global, output: Output) -> Result<(), AgentEr
     };
     let pins = agent.block_on(catalog.pins(app))?;
     let mut summaries = Vec::new();
-    for id in agent.block_on(catalog.list(app))? {
+    let listed = agent.block_on(catalog.list(app))?;
+    for &id in &listed {
         match agent.block_on(catalog.load_manifest(app, id)) {
-            Ok(manifest) => summaries.push(Summary::of(&manifest, &pins)),
+            Ok(manifest) => summaries.push(Summary::of(&manifest, &pins, &listed)),
             // It was deleted since it was listed.
             Err(CatalogError::UnknownCheckpoint { .. }) => {}
             Err(other) => return Err(other.into()),
@@ -203,8 +208,10 @@ pub fn show(typed: &OneCheckpoint, global: &Global, output: Output) -> Result<()
     let checkpoint = agent.open(&typed.app, typed.checkpoint)?;
     agent.release(&checkpoint);
     let manifest = checkpoint.manifest();
-    let pins = agent.block_on(Catalog::new(Arc::clone(agent.store())).pins(&typed.app))?;
-    output.result(&Summary::of(manifest, &pins), |summary| {
+    let catalog = Catalog::new(Arc::clone(agent.store()));
+    let pins = agent.block_on(catalog.pins(&typed.app))?;
+    let listed = agent.block_on(catalog.list(&typed.app))?;
+    output.result(&Summary::of(manifest, &pins, &listed), |summary| {
         let mut lines = vec![
             format!("checkpoint  {} of {}", summary.checkpoint, summary.app),
             format!(

@@ -115,7 +115,8 @@ impl Catalog {
         let pins = self.pins(app).await?;
         let mut survey = Survey::default();
         let mut readable = 0;
-        for id in self.list(app).await? {
+        let listed = self.list(app).await?;
+        for &id in &listed {
             match self.load_manifest(app, id).await {
                 Ok(manifest) => {
                     let packs = manifest.packs.iter().map(|pack| pack.id).collect();
@@ -129,7 +130,8 @@ impl Catalog {
                 Err(CatalogError::UnknownCheckpoint { .. }) => continue,
                 Err(other) => return Err(other),
             }
-            let pin = || pins.iter().find(|pin| pin.keeps(id)).map(|pin| Kept::Pinned(pin.name.clone()));
+            let pin =
+                || pins.iter().find(|pin| pin.keeps(id, &listed)).map(|pin| Kept::Pinned(pin.name.clone()));
             let lease = || lease::holding(leases, id).map(|lease| Kept::Leased(lease.key.clone()));
             match retention.keeps(readable, lease::age(id.created())).or_else(pin).or_else(lease) {
                 Some(why) => survey.kept.push((id, why)),

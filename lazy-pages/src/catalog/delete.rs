@@ -106,7 +106,8 @@ impl Catalog {
                     minutes: lease.age().as_secs() / 60,
                 });
             }
-            if let Some(pin) = self.pins(app).await?.into_iter().find(|pin| pin.keeps(id)) {
+            let listed = self.list(app).await?;
+            if let Some(pin) = self.pins(app).await?.into_iter().find(|pin| pin.keeps(id, &listed)) {
                 return Err(CatalogError::Pinned { app: app.clone(), id, name: pin.name });
             }
             let readable = match self.load_manifest(app, id).await {
@@ -170,13 +171,28 @@ impl Catalog {
 
     /// Step 3 for one checkpoint that can be read.
     pub(super) async fn condemn(&self, app: &AppId, id: CheckpointId) -> Result<(), CatalogError> {
-        let key = keys::manifest(app, id);
-        let manifest = self.store.get(&key, MAX_MANIFEST).await?;
-        match self.store.put_new(&keys::tombstone(app, id), manifest).await {
-            // Of an earlier attempt: manifests never change.
-            Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(self.store.delete(&key).await?),
-            Err(other) => Err(other.into()),
+        // Not as it came: what is put back one day must be the manifest.
+        let manifest = self.load_manifest(app, id).await?.encode();
+        let manifest = manifest.map_err(|source| CatalogError::Manifest { app: app.clone(), id, source })?;
+        let tombstone = keys::tombstone(app, id);
+        match self.store.put_new(&tombstone, manifest.clone()).await {
+            Err(StoreError::AlreadyExists { .. }) => {
+                // Of an earlier attempt: manifests never change.
+                if self.read_tombstone(app, id).await?.is_none() {
+                    self.store.delete(&tombstone).await?;
+                    self.store.put_new(&tombstone, manifest).await?;
+                }
+            }
+            other => other?,
         }
+        Ok(self.store.delete(&keys::manifest(app, id)).await?)
+    }
+
+    /// The manifest a tombstone is of; `None` if it is damaged.
+    async fn read_tombstone(&self, app: &AppId, id: CheckpointId) -> Result<Option<Manifest>, StoreError> {
+        let bytes = self.store.get(&keys::tombstone(app, id), MAX_MANIFEST).await?;
+        let manifest = Manifest::decode(&bytes).ok();
+        Ok(manifest.filter(|manifest| manifest.app == *app && manifest.id == id))
     }
 
     /// Steps 4 to 6. `gone` are the checkpoints whose manifests were deleted just now; `known` tells what some
@@ -201,18 +217,17 @@ impl Catalog {
                 None => {}
             }
         }
-        let dead = |id: &CheckpointId| {
-            let of = parts.get(id).into_iter().flatten();
-            of.map(|(part, object)| (*part, *object)).find(|(part, _)| *part == TOMBSTONE)
-        };
+        let dead =
+            |id: &CheckpointId| parts.get(id).into_iter().flatten().any(|(part, _)| *part == TOMBSTONE);
         for lease in leases.iter().filter(|lease| lease.is_live()) {
             if let Holder::Of(id) = lease.of
                 && gone.contains(&id)
                 && !listed.contains(&id)
-                && let Some((_, tombstone)) = dead(&id)
+                && dead(&id)
+                && let Some(manifest) = self.read_tombstone(app, id).await?
+                && let Ok(manifest) = manifest.encode()
                 && own.keeps_deletes_out()
             {
-                let manifest = self.store.get(&tombstone.key, MAX_MANIFEST).await?;
                 self.store.put_new(&keys::manifest(app, id), manifest).await?;
                 listed.insert(id);
                 swept.put_back.push((id, lease.key.clone()));
@@ -243,14 +258,10 @@ impl Catalog {
             }
         }
         let mut unneeded = HashSet::new();
-        for id in parts.keys().filter(|id| !listed.contains(id)) {
-            if let Some((_, tombstone)) = dead(id) {
-                let bytes = self.store.get(&tombstone.key, MAX_MANIFEST).await?;
-                // One that is damaged is of no use; then packs are found by age.
-                let manifest = Manifest::decode(&bytes).ok();
-                let manifest = manifest.filter(|manifest| manifest.app == *app && manifest.id == *id);
-                let packs = manifest.map(|manifest| manifest.packs).unwrap_or_default();
-                unneeded.extend(packs.iter().map(|pack| pack.id));
+        for &id in parts.keys().filter(|id| !listed.contains(id) && dead(id)) {
+            // Without one, packs are found by age.
+            if let Some(manifest) = self.read_tombstone(app, id).await? {
+                unneeded.extend(manifest.packs.iter().map(|pack| pack.id));
             }
         }
 
@@ -270,8 +281,7 @@ impl Catalog {
             }
         }
         for (id, objects) in &parts {
-            let removed =
-                !listed.contains(id) && (dead(id).is_some() || gone.contains(id) || old(id.created()));
+            let removed = !listed.contains(id) && (dead(id) || gone.contains(id) || old(id.created()));
             let (tombstones, others): (Vec<_>, Vec<_>) =
                 objects.iter().partition(|(part, _)| *part == TOMBSTONE);
             for (_, object) in others.iter().filter(|_| removed) {

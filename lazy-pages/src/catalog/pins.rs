@@ -2,7 +2,7 @@
 //!
 //! What always holds: a pin names a checkpoint that exists. It is put while no delete can be under way (step 1 of
 //! [`super::delete`]), and while it is there, its checkpoint is neither deleted nor collected. A pin whose content is not
-//! understood pins every checkpoint.
+//! understood, or names a checkpoint that does not exist, pins every checkpoint: it was damaged, stored or on its way.
 
 use bytes::Bytes;
 
@@ -26,9 +26,9 @@ pub struct Pin {
 }
 
 impl Pin {
-    /// Whether it keeps this checkpoint.
-    pub fn keeps(&self, id: CheckpointId) -> bool {
-        self.checkpoint.is_none_or(|pinned| pinned == id)
+    /// Whether it keeps this checkpoint, when these exist.
+    pub fn keeps(&self, id: CheckpointId, listed: &[CheckpointId]) -> bool {
+        self.checkpoint.is_none_or(|pinned| pinned == id || !listed.contains(&pinned))
     }
 }
 

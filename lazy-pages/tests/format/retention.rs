@@ -151,11 +151,16 @@ fn what_is_pinned_is_neither_collected_nor_deleted() {
 
 #[test]
 fn a_pin_that_is_not_understood_keeps_everything() {
-    let writing = Writing::new();
-    let all = several(&writing, 3);
-    writing.store.insert(&keys::pin(&app(), &name("newer")), "something newer");
-    assert_eq!(collect(&writing, keep(1)).unwrap().deleted, []);
-    exactly(&writing, &all);
+    // The second names a checkpoint that does not exist, as one does that has a wrong bit.
+    for content in ["something newer".to_owned(), CheckpointId::new().to_string()] {
+        let writing = Writing::new();
+        let all = several(&writing, 3);
+        writing.store.insert(&keys::pin(&app(), &name("newer")), content);
+        assert_eq!(collect(&writing, keep(1)).unwrap().deleted, []);
+        let refused = writing.runtime.block_on(writing.catalog().delete(&app(), all[0].0));
+        assert!(matches!(refused, Err(CatalogError::Pinned { .. })), "{refused:?}");
+        exactly(&writing, &all);
+    }
 }
 
 #[test]

@@ -135,7 +135,7 @@ proptest! {
 
 /// Generations of a few per cent each: fetched per needed, pages stored again per page that changed.
 fn aged(rewrite_sparse: bool, percent: u64) -> (f64, f64) {
-    const PAGES: u64 = 6400;
+    const PAGES: u64 = 3200;
     let mut writing = plain();
     writing.rewrite_sparse = rewrite_sparse;
     let mut model = Model::simple((1..=PAGES as Content).map(|n| n * 2));
