@@ -3,7 +3,7 @@
 //! What always holds:
 //! - Every checkpoint can be restored on its own, uploads only what changed, and leaves the workload running.
 //! - A checkpoint that fails leaves the ones before it as they are. It is reported and tried again: the first time after
-//!   one interval, then after two, four, at most [`LONGEST_PAUSE`] intervals, until one succeeds.
+//!   one interval, then after two, four, at most sixteen intervals, until one succeeds.
 //! - Intervals go from the beginning of one checkpoint to that of the next. One that takes longer than an interval lets
 //!   as many go by as it takes.
 //! - Retention is applied after a checkpoint was committed and reported; that it fails harms no checkpoint.
