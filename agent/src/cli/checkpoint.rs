@@ -3,7 +3,7 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args;
-use lazy_pages::ids::AppId;
+use lazy_pages::{catalog::Retention, ids::AppId};
 use migration_agent::{
     Agent, AgentError, CheckpointRequest, Progress,
     checkpoint::DEFAULT_MAX_CHAIN_DEPTH,
@@ -15,7 +15,6 @@ use super::{
     args::Global,
     commands::agent,
     duration,
-    gc::Rules,
     inspect::describe_checkpoint,
     output::{Output, ProgressLine, human_bytes},
 };
@@ -47,25 +46,28 @@ pub struct Checkpoint {
     /// Take one at once and then at this interval, and let the tree go on: a number and ms, s, m, h or d
     #[arg(long, value_name = "TIME", value_parser = duration::parse_interval)]
     pub every: Option<Duration>,
-    #[command(flatten)]
-    pub rules: Rules,
+    /// After each of these keep the newest so many, as `gc` does
+    #[arg(long, value_name = "N", requires = "every")]
+    pub keep: Option<usize>,
+    /// After each of these keep those younger than this, as `gc` does
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, requires = "every")]
+    pub keep_for: Option<Duration>,
 }
 
 /// Takes one and shows how far it is, or takes one after the other.
 pub fn checkpoint(typed: Checkpoint, global: &Global, output: Output) -> Result<ExitCode, AgentError> {
-    let retention = typed.rules.retention();
     let mut request = CheckpointRequest::new(typed.app, typed.pid);
     request.leave_running = typed.leave_running;
     request.tcp_established = typed.tcp_established;
     request.max_chain_depth = typed.max_chain_depth;
     if let Some(every) = typed.every {
         let stop = Stop::default();
+        let retention = Retention { keep: typed.keep, keep_for: typed.keep_for };
+        // Without a rule there is nothing to be done after each.
+        let retention = (retention != Retention::default()).then_some(retention);
         // Before there is any other thread.
         supervise::stop_on_signals(stop.clone())?;
         return periodic(&agent(global)?, &Periodic { request, every, retention }, &stop, output);
-    }
-    if retention.is_some() {
-        return Err(AgentError::Usage("--keep and --keep-for need --every; else use `gc`".to_owned()));
     }
     let agent = agent(global)?;
     let progress = Arc::new(Progress::default());

@@ -29,30 +29,15 @@ pub struct Gc {
     /// Name of the application; without it, every application
     #[arg(long, value_name = "NAME")]
     pub app: Option<AppId>,
-    #[command(flatten)]
-    pub rules: Rules,
-    /// Only tell what would be deleted
-    #[arg(long)]
-    pub dry_run: bool,
-}
-
-/// Which checkpoints to keep.
-#[derive(Debug, Args)]
-pub struct Rules {
     /// Keep the newest so many
     #[arg(long, value_name = "N")]
     pub keep: Option<usize>,
     /// Keep those younger than this: a number and ms, s, m, h or d
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub keep_for: Option<Duration>,
-}
-
-impl Rules {
-    /// As the library takes it; `None` if nothing was asked for.
-    pub fn retention(&self) -> Option<Retention> {
-        let retention = Retention { keep: self.keep, keep_for: self.keep_for };
-        (retention != Retention::default()).then_some(retention)
-    }
+    /// Only tell what would be deleted
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// What `gc` prints.
@@ -135,7 +120,7 @@ pub fn gc(typed: &Gc, global: &Global, output: Output) -> Result<(), AgentError>
         Some(app) => vec![app.clone()],
         None => agent.block_on(catalog.apps())?,
     };
-    let retention = typed.rules.retention().unwrap_or_default();
+    let retention = Retention { keep: typed.keep, keep_for: typed.keep_for };
     let mut report = Report { dry_run: typed.dry_run, apps: Vec::new() };
     for app in &apps {
         let collected = match typed.dry_run {
