@@ -14,6 +14,10 @@
 //! A tree that is still being restored lazily is dumped as it is: its missing pages are taken over from the checkpoint it
 //! is being restored from, which is the parent then; the source of the module `arriving` tells why none is lost.
 //!
+//! A checkpoint that would build on more than [`CheckpointRequest::max_chain_depth`] others is made as if there were none:
+//! it has no parent and uploads everything. While pages of the tree still arrive that is impossible, for they are nowhere
+//! but in the parent; such a checkpoint is made longer than the limit, and the first one after the last page is full.
+//!
 //! So the tree is killed only after its checkpoint exists, and every failure before that leaves it running. Back-pressure
 //! from the store reaches CRIU through its page socket: memory here stays bounded, and holding CRIU back costs nothing
 //! because the tree has to stay frozen until its last page is durable anyway.
@@ -64,12 +68,26 @@ pub struct CheckpointRequest {
     pub id: Option<CheckpointId>,
     /// Gives it up, until its manifest is put; the tree goes on then.
     pub cancel: Cancel,
+    /// How many checkpoints this one may build on, one on the other; where it would be more, a full one is made. See
+    /// [`DEFAULT_MAX_CHAIN_DEPTH`].
+    pub max_chain_depth: u32,
 }
+
+/// A checkpoint refers to packs of this many earlier ones at most, unless told otherwise.
+pub const DEFAULT_MAX_CHAIN_DEPTH: u32 = 10;
 
 impl CheckpointRequest {
     /// A checkpoint after which the tree has ended.
     pub fn new(app: AppId, pid: u32) -> Self {
-        Self { app, pid, leave_running: false, tcp_established: false, id: None, cancel: Cancel::default() }
+        Self {
+            app,
+            pid,
+            leave_running: false,
+            tcp_established: false,
+            id: None,
+            cancel: Cancel::default(),
+            max_chain_depth: DEFAULT_MAX_CHAIN_DEPTH,
+        }
     }
 }
 
@@ -82,6 +100,8 @@ pub struct CheckpointReport {
     pub app: String,
     /// The checkpoint it was compared with.
     pub parent: Option<String>,
+    /// How many checkpoints it builds on, one on the other; 0 for a full one.
+    pub depth: u32,
     /// How long the tree did not run, in milliseconds, by CRIU's clock.
     pub frozen_ms: f64,
     /// How long everything took, in milliseconds.
@@ -148,7 +168,10 @@ impl Agent {
         let work = WorkDir::create(self.work_parent.as_deref())?;
         let parent = match look.served() {
             Some(served) => Some(self.block_on(request.cancel.or_run(self.served(&request.app, served)))?),
-            None => self.block_on(request.cancel.or_run(self.parent(&request.app)))?,
+            None => {
+                let parent = self.parent(&request.app, request.max_chain_depth);
+                self.block_on(request.cancel.or_run(parent))?
+            }
         };
         let dump = Dump {
             agent: self,
@@ -179,6 +202,7 @@ impl Agent {
             checkpoint: manifest.id.to_string(),
             app: request.app.to_string(),
             parent: manifest.parent.map(|id| id.to_string()),
+            depth: manifest.depth,
             frozen_ms: frozen.as_secs_f64() * 1e3,
             total_ms: started.elapsed().as_secs_f64() * 1e3,
             pages: PageCounts {
@@ -203,14 +227,26 @@ impl Agent {
         })
     }
 
-    /// The newest checkpoint of the application to compare with; `None` if there is none or it cannot be compared with,
-    /// which makes this checkpoint a full one.
-    pub(crate) async fn parent(&self, app: &AppId) -> Result<Option<Arc<Parent>>, AgentError> {
+    /// The newest checkpoint of the application to compare with; `None` if there is none, it cannot be compared with, or
+    /// the chain would become longer than `max_depth`, which makes this checkpoint a full one.
+    pub(crate) async fn parent(
+        &self,
+        app: &AppId,
+        max_depth: u32,
+    ) -> Result<Option<Arc<Parent>>, AgentError> {
         let Some(id) = Catalog::new(Arc::clone(&self.store)).list(app).await?.first().copied() else {
             return Ok(None);
         };
         match Parent::load(Arc::clone(&self.store), app, id).await {
-            Ok(parent) => Ok(Some(parent)),
+            Ok(parent) if parent.manifest().depth < max_depth => Ok(Some(parent)),
+            Ok(parent) => {
+                let depth = parent.manifest().depth;
+                tracing::info!(checkpoint = %id, depth, "writing a full checkpoint: the last one is the end of its chain");
+                if let Err(error) = parent.lease().release().await {
+                    tracing::warn!(%error, "the lease on the previous checkpoint stays until it expires");
+                }
+                Ok(None)
+            }
             Err(error) => {
                 tracing::warn!(checkpoint = %id, %error, "writing a full checkpoint: the last one cannot be compared with");
                 Ok(None)
@@ -247,7 +283,8 @@ impl Dump<'_> {
             self.request.app.clone(),
             self.request.id.unwrap_or_else(CheckpointId::new),
             parent,
-            WriterOptions::default(),
+            // Pages that have not arrived refer to the same frames as those that have.
+            WriterOptions { rewrite_sparse: self.look.served().is_none(), ..WriterOptions::default() },
         )?;
         let streams = self.tree.external_streams();
         let (ours, theirs) = UnixStream::pair().map_err(AgentError::io("cannot make a socket pair"))?;

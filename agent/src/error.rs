@@ -355,6 +355,20 @@ impl AgentError {
             Self::Catalog(CatalogError::Leased { .. }) => {
                 "let the restore or checkpoint that uses it end; what a crash left behind expires after a day"
             }
+            Self::Catalog(CatalogError::Pinned { app, name, .. }) => {
+                return Some(format!("`migration-agent unpin --app {app} --name {name}`, then retry"));
+            }
+            Self::Catalog(CatalogError::PinTaken { app, name }) => {
+                return Some(format!(
+                    "use another name, or `migration-agent unpin --app {app} --name {name}` first"
+                ));
+            }
+            Self::Catalog(CatalogError::UnknownPin { app, .. }) => {
+                return Some(format!("`migration-agent list --app {app}` shows what is pinned"));
+            }
+            Self::Catalog(CatalogError::DeleteUnderWay { .. }) => {
+                "retry when that has ended; what a crash left behind expires after an hour"
+            }
             Self::Criu(error) => return error.hint().map(str::to_owned),
             _ => return self.store_error().and_then(store_hint),
         };

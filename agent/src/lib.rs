@@ -20,6 +20,7 @@ pub mod migrate;
 mod page_server;
 mod page_sink;
 mod pagemap;
+pub mod periodic;
 mod progress;
 pub mod restore;
 pub mod service;

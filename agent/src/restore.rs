@@ -221,14 +221,12 @@ impl Agent {
         let started = Instant::now();
         progress.enter(Stage::Preparing);
         let criu = self.criu()?;
-        let id = self.resolve(&request.app, request.checkpoint)?;
-        request.cancel.check()?;
         let checkpoint = match &request.handover {
-            None => self.open(&request.app, id)?,
+            None => self.open(&request.app, request.checkpoint)?,
             Some(told) => {
                 let _context = self.runtime.enter();
-                let store = Remote::open(told, Arc::clone(&self.store))?.store();
-                self.block_on(Checkpoint::open(store, &request.app, id))?
+                let remote = Remote::open(told, Arc::clone(&self.store))?;
+                self.block_on(Checkpoint::open(remote.store(), &request.app, remote.id()))?
             }
         };
         request.cancel.check()?;
@@ -337,25 +335,26 @@ impl Agent {
         })
     }
 
-    /// The checkpoint to use: the one named, or the newest.
+    /// The newest checkpoint of an application.
     ///
     /// # Errors
-    /// When the application has none.
-    pub fn resolve(&self, app: &AppId, named: Option<CheckpointId>) -> Result<CheckpointId, AgentError> {
-        match named {
-            Some(id) => Ok(id),
-            None => self
-                .block_on(Catalog::new(Arc::clone(&self.store)).newest(app))
-                .map_err(|error| self.name(error)),
-        }
+    /// When it has none.
+    pub(crate) fn newest(&self, app: &AppId) -> Result<CheckpointId, AgentError> {
+        let newest = self.block_on(Catalog::new(Arc::clone(&self.store)).newest(app));
+        newest.map_err(|error| self.name(error))
     }
 
-    /// Opens a checkpoint for reading. Release its lease when done.
+    /// Opens a checkpoint for reading, the newest if none is named. Release its lease when done.
     ///
     /// # Errors
     /// When there is no such checkpoint, or it cannot be used.
-    pub fn open(&self, app: &AppId, id: CheckpointId) -> Result<Checkpoint, AgentError> {
-        self.block_on(Checkpoint::open(Arc::clone(&self.store), app, id)).map_err(|error| match error {
+    pub fn open(&self, app: &AppId, named: Option<CheckpointId>) -> Result<Checkpoint, AgentError> {
+        let store = Arc::clone(&self.store);
+        let opened = match named {
+            Some(id) => self.block_on(Checkpoint::open(store, app, id)),
+            None => self.block_on(Checkpoint::open_newest(store, app)),
+        };
+        opened.map_err(|error| match error {
             ReadError::Catalog(error) => self.name(error),
             error => error.into(),
         })

@@ -21,7 +21,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::error::AgentError;
+use crate::{error::AgentError, periodic::Stop};
 
 const FORWARDED: [Signal; 9] = [
     Signal::SIGHUP,
@@ -83,6 +83,28 @@ fn deliver(set: &SigSet, target: &AtomicI32) {
             pid => drop(kill(Pid::from_raw(pid), signal)),
         }
     }
+}
+
+/// Lets the signals that end a program stop periodic checkpoints instead, after the one under way. A second one ends this
+/// program at once, which lets CRIU give that checkpoint up. Call it before any other thread exists.
+///
+/// # Errors
+/// When the mask cannot be set or the thread not started.
+pub fn stop_on_signals(stop: Stop) -> Result<(), AgentError> {
+    let set: SigSet =
+        [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM].into_iter().collect();
+    set.thread_block().map_err(|errno| AgentError::io("cannot block signals")(errno.into()))?;
+    let wait = move || {
+        for seen in 0.. {
+            match set.wait() {
+                Ok(_) if seen == 0 => stop.stop(),
+                Ok(signal) => std::process::exit(128 + signal as i32),
+                Err(_) => {}
+            }
+        }
+    };
+    let started = thread::Builder::new().name("signals".to_owned()).spawn(wait);
+    started.map(drop).map_err(AgentError::io("cannot start a thread"))
 }
 
 /// Makes orphans below this process its own children, so that it can collect them.

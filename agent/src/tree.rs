@@ -191,9 +191,10 @@ pub fn identity(pid: u32) -> Option<Identity> {
     read_stat(pid).map(|stat| stat.identity)
 }
 
-/// When a process was started, in clock ticks since the machine was: with its pid, that names it until the next boot.
+/// When a process that is no zombie was started, in clock ticks since the machine was: with its pid, that names it until the
+/// next boot.
 pub fn started(pid: u32) -> Option<u64> {
-    read_stat(pid).map(|stat| stat.identity.started)
+    read_stat(pid).filter(|stat| stat.state != 'Z').map(|stat| stat.identity.started)
 }
 
 /// Whether somebody traces a process, as CRIU does while it dumps or rebuilds it.

@@ -39,17 +39,7 @@ impl FromStr for AppId {
     fn from_str(text: &str) -> Result<Self, InvalidId> {
         let invalid = |why| InvalidId { what: "application name", value: text.to_owned(), why };
         let segments: Vec<&str> = text.split('/').collect();
-        for segment in &segments {
-            if segment.is_empty() || segment.len() > 128 {
-                return Err(invalid("each part has 1 to 128 characters"));
-            }
-            let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-            if !segment.chars().all(allowed) || segment.starts_with('.') {
-                return Err(invalid(
-                    "parts hold letters, digits, `-`, `_`, `.`, and do not start with a dot",
-                ));
-            }
-        }
+        segments.iter().try_for_each(|part| segment(part)).map_err(invalid)?;
         match segments[..] {
             [app] => Ok(Self(format!("local/default/{app}"))),
             [namespace, app] => Ok(Self(format!("local/{namespace}/{app}"))),
@@ -68,6 +58,45 @@ impl fmt::Display for AppId {
 impl fmt::Debug for AppId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// Name of a pin: one segment of a key.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PinName(String);
+
+impl FromStr for PinName {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        match segment(text) {
+            Ok(()) => Ok(Self(text.to_owned())),
+            Err(why) => Err(InvalidId { what: "pin", value: text.to_owned(), why }),
+        }
+    }
+}
+
+impl fmt::Display for PinName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for PinName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Refuses what cannot be one segment of a key that people choose.
+fn segment(text: &str) -> Result<(), &'static str> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if text.is_empty() || text.len() > 128 {
+        Err("each part has 1 to 128 characters")
+    } else if !text.chars().all(allowed) || text.starts_with('.') {
+        Err("parts hold letters, digits, `-`, `_`, `.`, and do not start with a dot")
+    } else {
+        Ok(())
     }
 }
 

@@ -85,6 +85,24 @@ impl Checkpoint {
         }
     }
 
+    /// Opens the newest checkpoint of `app`, also if those that were the newest are being deleted meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; [`CatalogError::NoCheckpoint`] when there is none.
+    pub async fn open_newest(store: Arc<dyn ObjectStore>, app: &AppId) -> Result<Self, ReadError> {
+        let mut gone = None;
+        loop {
+            let id = Catalog::new(store.clone()).newest(app).await?;
+            match Self::open(store.clone(), app, id).await {
+                // If it was deleted between the two, there is a newer one or none.
+                Err(ReadError::Catalog(CatalogError::UnknownCheckpoint { .. })) if gone != Some(id) => {
+                    gone = Some(id);
+                }
+                other => return other,
+            }
+        }
+    }
+
     /// Its manifest.
     pub fn manifest(&self) -> &Arc<Manifest> {
         &self.manifest

@@ -15,8 +15,8 @@ use std::{
 
 use bytes::Bytes;
 use lazy_pages::{
-    catalog::CatalogError,
-    format::{Manifest, ObjectId, bundle},
+    catalog::{CatalogError, Retention},
+    format::{Manifest, ObjectId, bundle, keys},
     ids::CheckpointId,
     reader::{Checkpoint, Pages, ReadError},
     store::{
@@ -379,6 +379,72 @@ fn deleting_through_faults_takes_nothing_from_another_checkpoint() {
     let outcomes = ["deleted", "deleted, rest left", "not deleted", "deleted, rest not known"];
     tally.assert("deleting", &ALL, &outcomes);
 }
+
+#[test]
+fn retention_through_faults_keeps_what_it_must_and_is_finished_without_them() {
+    let directory = scratch();
+    let mut tally = Tally::default();
+    let keep = Retention { keep: Some(2), keep_for: None };
+    for seed in seeds().step_by(2) {
+        let text = ["errors=0.03,truncate=0.05,flip=0.05", "flip=0.2", "truncate=0.1,ambiguous=0.2"]
+            [seed as usize / 2 % 3];
+        let pair = Pair::new(&directory.path().join(seed.to_string()), plan(text, seed));
+        let mut model = model(seed);
+        let mut all: Vec<(CheckpointId, Model)> = Vec::new();
+        for generation in 0..5 {
+            *model.page_mut(10 + generation) = 999_998;
+            let parent = all.last().map(|(id, _)| *id);
+            all.push((pair.clean.write(&model, parent).unwrap().id, model.clone()));
+        }
+        let pin = pair.clean.catalog().pin(&app(), all[1].0, &"kept".parse().unwrap()).await_on(&pair);
+        pin.unwrap();
+
+        let collected = pair.through.catalog().collect(&app(), keep).await_on(&pair);
+        match &collected {
+            Ok(done) if done.left.is_some() => tally.saw("something left"),
+            Ok(_) => tally.saw("collected"),
+            Err(_) => tally.saw("failed"),
+        }
+        let committed = pair.committed();
+        for (at, (id, model)) in all.iter().enumerate() {
+            match committed.contains(id) {
+                true => pair.assert_complete(*id, model),
+                false => assert!(at == 0 || at == 2, "checkpoint {at} is gone"),
+            }
+        }
+
+        // What crashed an hour and a day ago is in nobody's way.
+        for lease in pair.below.list(&keys::leases(&app())).await_on(&pair).unwrap() {
+            pair.below.delete(&lease.key).await_on(&pair).unwrap();
+        }
+        pair.clean.catalog().collect(&app(), keep).await_on(&pair).unwrap();
+        let left: Vec<&(CheckpointId, Model)> = [1, 3, 4].map(|at| &all[at]).into();
+        let mut expected = vec![keys::pin(&app(), &"kept".parse().unwrap())];
+        for (id, model) in &left {
+            pair.assert_complete(*id, model);
+            let manifest = pair.clean.catalog().load_manifest(&app(), *id).await_on(&pair).unwrap();
+            expected.extend(manifest.packs.iter().map(|pack| keys::pack(&app(), pack.id)));
+            expected.extend([keys::manifest, keys::bundle, keys::hashes].map(|key| key(&app(), *id)));
+        }
+        expected.sort();
+        expected.dedup();
+        let found = pair.below.list("").await_on(&pair).unwrap();
+        let mut found: Vec<String> = found.into_iter().map(|object| object.key).collect();
+        found.sort();
+        assert_eq!(found, expected, "seed {seed}");
+        tally.met(&pair.faulty);
+    }
+    tally.assert("retention", &ALL, &["collected", "something left", "failed"]);
+}
+
+/// Runs a future on the runtime of a pair.
+trait AwaitOn: Future + Sized {
+    fn await_on(self, pair: &Pair) -> Self::Output {
+        pair.clean.runtime.block_on(self)
+    }
+}
+
+impl<F: Future> AwaitOn for F {}
 
 #[test]
 fn an_ambiguous_put_is_done_or_not_done_as_it_is_counted() {

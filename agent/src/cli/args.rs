@@ -7,9 +7,11 @@ use lazy_pages::store::StoreUrl;
 
 use super::{
     checkpoint::Checkpoint,
+    gc::Gc,
     inspect::{Delete, List, OneCheckpoint, Verify},
     migrate::Migrate,
     page_server::PageServer,
+    pin::{Pin, Unpin},
     remote::{Cancel, Status, Watch},
     restore::Restore,
     run::Run,
@@ -93,6 +95,12 @@ pub enum Command {
     Verify(Verify),
     /// Remove a checkpoint; pages that other checkpoints share stay
     Delete(Delete),
+    /// Keep a checkpoint from being deleted
+    Pin(Pin),
+    /// Keep it no longer
+    Unpin(Unpin),
+    /// Delete the checkpoints that need not be kept
+    Gc(Gc),
     /// Serve the pages of one lazy restore (started by `restore`)
     #[command(hide = true)]
     PageServer(PageServer),

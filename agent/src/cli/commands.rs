@@ -8,9 +8,9 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     args::{Cli, Command, Global},
-    check, checkpoint, inspect, migrate,
+    check, checkpoint, gc, inspect, migrate,
     output::Output,
-    page_server, remote, restore, run, serve,
+    page_server, pin, remote, restore, run, serve,
 };
 
 /// Runs the command line.
@@ -38,7 +38,7 @@ pub fn main() -> ExitCode {
         Command::Checkpoint(typed) => {
             let pid = typed.pid;
             match checkpoint::checkpoint(typed, &cli.global, output) {
-                Ok(()) => ExitCode::SUCCESS,
+                Ok(code) => code,
                 Err(error) => failed(error, what_is_left(pid).as_deref()),
             }
         }
@@ -51,6 +51,9 @@ pub fn main() -> ExitCode {
         Command::Show(which) => finish(inspect::show(&which, &cli.global, output), failed),
         Command::Verify(verify) => finish(inspect::verify(&verify, &cli.global, output), failed),
         Command::Delete(delete) => finish(inspect::delete(&delete, &cli.global, output), failed),
+        Command::Pin(pin) => finish(pin::pin(&pin, &cli.global, output), failed),
+        Command::Unpin(unpin) => finish(pin::unpin(&unpin, &cli.global, output), failed),
+        Command::Gc(gc) => finish(gc::gc(&gc, &cli.global, output), failed),
         Command::PageServer(server) => page_server::serve(server, &cli.global),
         Command::Guardian { state } => page_server::guard(state),
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use lazy_pages::{
-    catalog::Catalog,
+    catalog::{Catalog, CatalogError, Pin},
     format::{FRAME_PAGES, Manifest},
     ids::{AppId, CheckpointId},
     units::PAGE_SIZE,
@@ -61,6 +61,10 @@ struct Summary {
     checkpoint: String,
     app: String,
     parent: Option<String>,
+    /// How many checkpoints it builds on, one on the other.
+    depth: u32,
+    /// Names that keep it.
+    pins: Vec<String>,
     created_unix_ms: u64,
     tasks: usize,
     threads: u32,
@@ -94,12 +98,18 @@ struct HostSummary {
 }
 
 impl Summary {
-    fn of(manifest: &Manifest) -> Self {
+    fn of(manifest: &Manifest, pins: &[Pin], listed: &[CheckpointId]) -> Self {
         let statistics = manifest.statistics;
         Self {
             checkpoint: manifest.id.to_string(),
             app: manifest.app.to_string(),
             parent: manifest.parent.map(|id| id.to_string()),
+            depth: manifest.depth,
+            pins: pins
+                .iter()
+                .filter(|pin| pin.keeps(manifest.id, listed))
+                .map(|pin| pin.name.to_string())
+                .collect(),
             created_unix_ms: manifest.created_unix_ms,
             tasks: manifest.tasks.len(),
             threads: manifest.tasks.iter().map(|task| task.threads).sum(),
@@ -124,14 +134,18 @@ impl Summary {
 
     fn line(&self) -> String {
         format!(
-            "{}  {}  {:<15} {:>3} tasks  {:>10} memory  {:>10} uploaded{}",
+            "{}  {}  {:<15} {:>3} tasks  {:>10} memory  {:>10} uploaded  {}{}",
             self.checkpoint,
             age(self.created_unix_ms),
             self.command,
             self.tasks,
             human_bytes(self.bytes.memory),
             human_bytes(self.bytes.uploaded),
-            if self.parent.is_some() { "" } else { "  full" },
+            match self.depth {
+                0 => "full".to_owned(),
+                depth => format!("depth {depth}"),
+            },
+            self.pins.iter().map(|pin| format!("  pinned as {pin}")).collect::<String>(),
         )
     }
 }
@@ -169,9 +183,16 @@ pub fn list(typed: &List, global: &Global, output: Output) -> Result<(), AgentEr
         });
         return Ok(());
     };
+    let pins = agent.block_on(catalog.pins(app))?;
     let mut summaries = Vec::new();
-    for id in agent.block_on(catalog.list(app))? {
-        summaries.push(Summary::of(&agent.block_on(catalog.load_manifest(app, id))?));
+    let listed = agent.block_on(catalog.list(app))?;
+    for &id in &listed {
+        match agent.block_on(catalog.load_manifest(app, id)) {
+            Ok(manifest) => summaries.push(Summary::of(&manifest, &pins, &listed)),
+            // It was deleted since it was listed.
+            Err(CatalogError::UnknownCheckpoint { .. }) => {}
+            Err(other) => return Err(other.into()),
+        }
     }
     let found = serde_json::json!({ "app": app.to_string(), "checkpoints": summaries });
     output.result(&found, |_| match summaries.is_empty() {
@@ -184,11 +205,13 @@ pub fn list(typed: &List, global: &Global, output: Output) -> Result<(), AgentEr
 /// Shows one checkpoint.
 pub fn show(typed: &OneCheckpoint, global: &Global, output: Output) -> Result<(), AgentError> {
     let agent = agent(global)?;
-    let id = agent.resolve(&typed.app, typed.checkpoint)?;
-    let checkpoint = agent.open(&typed.app, id)?;
+    let checkpoint = agent.open(&typed.app, typed.checkpoint)?;
     agent.release(&checkpoint);
     let manifest = checkpoint.manifest();
-    output.result(&Summary::of(manifest), |summary| {
+    let catalog = Catalog::new(Arc::clone(agent.store()));
+    let pins = agent.block_on(catalog.pins(&typed.app))?;
+    let listed = agent.block_on(catalog.list(&typed.app))?;
+    output.result(&Summary::of(manifest, &pins, &listed), |summary| {
         let mut lines = vec![
             format!("checkpoint  {} of {}", summary.checkpoint, summary.app),
             format!(
@@ -198,6 +221,11 @@ pub fn show(typed: &OneCheckpoint, global: &Global, output: Output) -> Result<()
                 summary.host.architecture
             ),
             format!("parent      {}", summary.parent.as_deref().unwrap_or("none: it is a full checkpoint")),
+            format!("depth       {}", summary.depth),
+            format!(
+                "pins        {}",
+                if summary.pins.is_empty() { "none".to_owned() } else { summary.pins.join(", ") }
+            ),
             format!(
                 "pages       {} ({} zero, {} unchanged, {} stored)",
                 summary.pages.total, summary.pages.zero, summary.pages.unchanged, summary.pages.stored
@@ -223,8 +251,8 @@ pub fn show(typed: &OneCheckpoint, global: &Global, output: Output) -> Result<()
 pub fn verify(typed: &Verify, global: &Global, output: Output) -> Result<(), AgentError> {
     let agent = agent(global)?;
     let app = &typed.which.app;
-    let id = agent.resolve(app, typed.which.checkpoint)?;
-    let checkpoint = agent.open(app, id)?;
+    let checkpoint = agent.open(app, typed.which.checkpoint)?;
+    let id = checkpoint.manifest().id;
     let progress = Arc::new(Progress::default());
     let line = ProgressLine::start(Arc::clone(&progress));
     progress.enter(Stage::Verifying);
@@ -250,7 +278,7 @@ pub fn delete(typed: &Delete, global: &Global, output: Output) -> Result<(), Age
         app: typed.app.to_string(),
         packs: deleted.packs,
         bytes: deleted.bytes,
-        left: deleted.left.as_ref().map(|why| format!("{why:?}")),
+        left: deleted.left.as_ref().map(ToString::to_string),
     };
     output.result(&result, |removed| {
         let freed = format!("{} freed", human_bytes(removed.bytes));

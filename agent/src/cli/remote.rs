@@ -265,6 +265,7 @@ fn no_result() -> AgentError {
 /// The report of a checkpoint, as one taken here has. Times that nobody knows any more are no numbers, and null in JSON.
 fn report(result: CheckpointResult) -> CheckpointReport {
     CheckpointReport {
+        depth: result.depth,
         checkpoint: result.checkpoint,
         app: result.app,
         parent: Some(result.parent).filter(|parent| !parent.is_empty()),

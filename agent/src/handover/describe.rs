@@ -56,6 +56,7 @@ pub fn describe(
         app: app.clone(),
         id,
         parent: None,
+        depth: 0,
         created_unix_ms: now.as_millis() as u64,
         host: host::facts(version),
         tasks: dumped.tasks,

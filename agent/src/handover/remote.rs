@@ -112,6 +112,13 @@ impl Remote {
     }
 }
 
+impl Remote {
+    /// Which handover.
+    pub fn id(&self) -> CheckpointId {
+        self.id
+    }
+}
+
 #[async_trait]
 impl Origin for Remote {
     fn store(&self) -> Arc<dyn ObjectStore> {

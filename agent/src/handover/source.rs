@@ -37,6 +37,7 @@ use crate::{
     agent::Agent,
     arriving::Look,
     cancel::Cancel,
+    checkpoint::DEFAULT_MAX_CHAIN_DEPTH,
     error::AgentError,
     fence::{Claim, Fence, Runner},
     progress::{Progress, Stage},
@@ -325,7 +326,7 @@ impl Handover {
         for key in [keys::bundle(&self.app, self.id), keys::hashes(&self.app, self.id)] {
             self.runtime.block_on(self.store.delete(&key))?;
         }
-        let parent = agent.block_on(agent.parent(&self.app))?;
+        let parent = agent.block_on(agent.parent(&self.app, DEFAULT_MAX_CHAIN_DEPTH))?;
         let writer = CheckpointWriter::begin(
             Arc::clone(&self.store),
             self.runtime.clone(),

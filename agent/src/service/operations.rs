@@ -368,7 +368,10 @@ impl Operations {
     fn restore(&self, entry: &Entry, spec: &Spec) -> Result<(Restored, Outcome), AgentError> {
         let app = app_of(spec)?;
         let asked = Some(spec.checkpoint.as_str()).filter(|id| !id.is_empty()).map(id_of).transpose()?;
-        let checkpoint = self.agent.resolve(&app, asked)?;
+        let checkpoint = match asked {
+            Some(id) => id,
+            None => self.agent.newest(&app)?,
+        };
         // Known before anything is built, so that a repeated call means the same one.
         let mut record = entry.record();
         record.checkpoint = Some(checkpoint.to_string());
@@ -579,6 +582,7 @@ fn id_of(text: &str) -> Result<CheckpointId, AgentError> {
 
 fn result_of(report: CheckpointReport) -> CheckpointResult {
     CheckpointResult {
+        depth: report.depth,
         checkpoint: report.checkpoint,
         app: report.app,
         parent: report.parent.unwrap_or_default(),

@@ -178,6 +178,7 @@ fn interrupted(left: String, hint: &str) -> migration_proto::agent::ErrorDetail 
 fn result_of(manifest: &Manifest, left: &str) -> CheckpointResult {
     let statistics = manifest.statistics;
     CheckpointResult {
+        depth: manifest.depth,
         checkpoint: manifest.id.to_string(),
         app: manifest.app.to_string(),
         parent: manifest.parent.map(|id| id.to_string()).unwrap_or_default(),

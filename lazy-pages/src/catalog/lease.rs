@@ -161,6 +161,12 @@ impl Found {
     }
 }
 
+/// A live lease that keeps checkpoint `id`.
+pub(super) fn holding(leases: &[Found], id: CheckpointId) -> Option<&Found> {
+    let holds = |of: &Holder| *of == Holder::Unknown || *of == Holder::Of(id);
+    leases.iter().find(|lease| lease.is_live() && holds(&lease.of))
+}
+
 /// All leases of `app`, dead ones too. One that is released meanwhile is left out.
 pub(super) async fn list(store: &dyn ObjectStore, app: &AppId) -> Result<Vec<Found>, StoreError> {
     let prefix = keys::leases(app);

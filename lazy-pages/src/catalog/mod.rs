@@ -4,20 +4,26 @@
 //! - A checkpoint exists if and only if its manifest does.
 //! - Whoever depends on a checkpoint's packs holds a [`Lease`] taken before its manifest was read.
 //! - Deleting never takes a page from a checkpoint that still exists, or from one that is being made; the argument is
-//!   in `catalog/delete.rs`. A crash while deleting leaves garbage, which a later delete or [`Catalog::sweep`] removes.
+//!   in `catalog/delete.rs`. A crash while deleting leaves garbage, which a later delete, [`Catalog::collect`] or
+//!   [`Catalog::sweep`] removes.
+//! - A checkpoint that is pinned exists until it is unpinned.
 
+mod collect;
 mod delete;
 mod lease;
+mod pins;
 
 use std::sync::Arc;
 
 pub use self::{
+    collect::{Collected, Kept, Retention},
     delete::{Deleted, LeftBecause},
     lease::{LEASE_LIFETIME, LEASE_USE, Lease},
+    pins::Pin,
 };
 use crate::{
     format::{MAX_MANIFEST, Manifest, ManifestError, keys},
-    ids::{AppId, CheckpointId},
+    ids::{AppId, CheckpointId, PinName},
     store::{ObjectStore, StoreError},
 };
 
@@ -132,6 +138,32 @@ pub enum CatalogError {
         lease: String,
         /// Age of the lease.
         minutes: u64,
+    },
+    /// It is pinned.
+    #[error("checkpoint {id} of {app} is pinned as `{name}`")]
+    Pinned {
+        /// The application.
+        app: AppId,
+        /// The checkpoint.
+        id: CheckpointId,
+        /// Name of the pin.
+        name: PinName,
+    },
+    /// The name of a pin is in use for another checkpoint.
+    #[error("`{name}` pins another checkpoint of {app} already")]
+    PinTaken {
+        /// The application.
+        app: AppId,
+        /// Name of the pin.
+        name: PinName,
+    },
+    /// There is no such pin.
+    #[error("{app} has no pin `{name}`")]
+    UnknownPin {
+        /// The application.
+        app: AppId,
+        /// What was asked for.
+        name: PinName,
     },
     /// Somebody else is deleting checkpoints of this application.
     #[error(

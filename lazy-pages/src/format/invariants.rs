@@ -45,6 +45,7 @@ type Rule = Result<(), String>;
 pub fn check(manifest: &Manifest) -> Result<(), ManifestError> {
     let rules = || -> Rule {
         counts_are_bounded(manifest)?;
+        only_full_checkpoints_have_no_depth(manifest)?;
         packs_are_sorted_and_used(manifest)?;
         frames_are_sorted_and_inside_their_packs(manifest)?;
         frames_are_all_in_one_kind_of_place(manifest)?;
@@ -85,6 +86,15 @@ pub fn counts_are_bounded(manifest: &Manifest) -> Rule {
         return Err(format!("a bundle of {} bytes, {MAX_PACKED} are allowed", manifest.bundle.length));
     }
     Ok(())
+}
+
+/// A checkpoint without a parent builds on none, one with a parent at least on that.
+pub fn only_full_checkpoints_have_no_depth(manifest: &Manifest) -> Rule {
+    match (manifest.parent, manifest.depth) {
+        (None, 0) | (Some(_), 1..) => Ok(()),
+        (None, depth) => Err(format!("it has no parent, and builds on {depth} checkpoints")),
+        (Some(parent), 0) => Err(format!("its parent is {parent}, and it builds on no checkpoint")),
+    }
 }
 
 /// Packs ascend by id, are not empty nor absurdly large, and every one holds a frame.

@@ -3,7 +3,7 @@
 
 use std::str::FromStr;
 
-use crate::ids::{AppId, CheckpointId, LeaseId, PackId};
+use crate::ids::{AppId, CheckpointId, LeaseId, PackId, PinName};
 
 /// The commit record; a checkpoint exists if and only if this object does.
 pub fn manifest(app: &AppId, id: CheckpointId) -> String {
@@ -30,6 +30,19 @@ pub fn handover_bundle(app: &AppId, id: CheckpointId) -> String {
     format!("{app}/handovers/{id}/bundle")
 }
 
+/// Part of a checkpoint that is being deleted, or was.
+pub const TOMBSTONE: &str = "tombstone";
+
+/// A copy of the manifest of a checkpoint that is being deleted.
+pub fn tombstone(app: &AppId, id: CheckpointId) -> String {
+    format!("{app}/checkpoints/{id}/{TOMBSTONE}")
+}
+
+/// "Keep this checkpoint".
+pub fn pin(app: &AppId, name: &PinName) -> String {
+    format!("{app}/pins/{name}")
+}
+
 /// Frames.
 pub fn pack(app: &AppId, id: PackId) -> String {
     format!("{app}/packs/{id}")
@@ -53,6 +66,11 @@ pub fn packs(app: &AppId) -> String {
 /// What the keys of all leases start with.
 pub fn leases(app: &AppId) -> String {
     format!("{app}/leases/")
+}
+
+/// What the keys of all pins start with.
+pub fn pins(app: &AppId) -> String {
+    format!("{app}/pins/")
 }
 
 /// The application whose checkpoint's manifest has this key; `None` for any other object.

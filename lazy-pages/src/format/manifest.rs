@@ -22,6 +22,9 @@ pub struct Manifest {
     pub id: CheckpointId,
     /// The checkpoint it was compared with; `None` for a full one. It is not needed to restore this one.
     pub parent: Option<CheckpointId>,
+    /// How many checkpoints it builds on, one on the other: one more than its parent, 0 for a full one. What was written
+    /// before there was such a number counts as 1, the least it can be.
+    pub depth: u32,
     /// Milliseconds since 1970, by the writer's clock.
     pub created_unix_ms: u64,
     /// The machine it was taken on.
@@ -238,6 +241,8 @@ pub struct Statistics {
     pub pages_unchanged: u64,
     /// Pages in frames this checkpoint wrote.
     pub pages_stored: u64,
+    /// Pages of these that had not changed: too little of their frames was still needed.
+    pub pages_rewritten: u64,
     /// Bytes of all objects this checkpoint created, its manifest excepted.
     pub bytes_uploaded: u64,
     /// From its beginning until everything but the manifest was durable.

@@ -96,6 +96,7 @@ fn to_proto(manifest: &Manifest) -> proto::Manifest {
         app: manifest.app.to_string(),
         id: manifest.id.to_bytes().to_vec(),
         parent: manifest.parent.map_or_else(Vec::new, |id| id.to_bytes().to_vec()),
+        depth: manifest.depth,
         created_unix_ms: manifest.created_unix_ms,
         host: Some(proto::Host {
             kernel: host.kernel.clone(),
@@ -119,6 +120,7 @@ fn to_proto(manifest: &Manifest) -> proto::Manifest {
             pages_zero: manifest.statistics.pages_zero,
             pages_unchanged: manifest.statistics.pages_unchanged,
             pages_stored: manifest.statistics.pages_stored,
+            pages_rewritten: manifest.statistics.pages_rewritten,
             bytes_uploaded: manifest.statistics.bytes_uploaded,
             elapsed_ms: manifest.statistics.elapsed_ms,
             bytes_per_second: manifest.statistics.bytes_per_second,
@@ -222,6 +224,8 @@ fn from_proto(message: proto::Manifest) -> Result<Manifest, ManifestError> {
         [] => None,
         bytes => Some(CheckpointId::from_bytes(bytes).map_err(invalid_id)?),
     };
+    // Before there was a depth, it was left out.
+    let depth = if parent.is_some() { message.depth.max(1) } else { message.depth };
     let host = message.host.ok_or_else(|| missing("host"))?;
     let statistics = message.statistics.ok_or_else(|| missing("statistics"))?;
     let (packs, frames) = packs_from_proto(message.packs)?;
@@ -237,6 +241,7 @@ fn from_proto(message: proto::Manifest) -> Result<Manifest, ManifestError> {
         app,
         id: CheckpointId::from_bytes(&message.id).map_err(invalid_id)?,
         parent,
+        depth,
         created_unix_ms: message.created_unix_ms,
         host: Host {
             kernel: host.kernel,
@@ -256,6 +261,7 @@ fn from_proto(message: proto::Manifest) -> Result<Manifest, ManifestError> {
             pages_zero: statistics.pages_zero,
             pages_unchanged: statistics.pages_unchanged,
             pages_stored: statistics.pages_stored,
+            pages_rewritten: statistics.pages_rewritten,
             bytes_uploaded: statistics.bytes_uploaded,
             elapsed_ms: statistics.elapsed_ms,
             bytes_per_second: statistics.bytes_per_second,

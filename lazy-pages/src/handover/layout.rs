@@ -261,6 +261,7 @@ mod tests {
             app: "app".parse().unwrap(),
             id,
             parent: None,
+            depth: 0,
             created_unix_ms: 0,
             host: Host::default(),
             tasks: laid.objects.iter().filter_map(task).collect(),

@@ -56,7 +56,7 @@ use tokio::{
 };
 
 use crate::{
-    catalog::{Catalog, CatalogError, Lease},
+    catalog::{CatalogError, Lease},
     format::{Manifest, ManifestError},
     ids::{AppId, CheckpointId},
     materialize::{MaterializeError, Materialized, materialize_lazy},
@@ -489,12 +489,13 @@ impl<'c> Server<'c> {
         restore: &Restore,
         journal: &Journal,
     ) -> Result<(Arc<Manifest>, Materialized), DaemonError> {
-        let id = match restore.checkpoint {
-            Some(id) => id,
-            None => Catalog::new(Arc::clone(&self.store)).newest(&restore.app).await?,
+        let store = Arc::clone(&self.store);
+        let checkpoint = match restore.checkpoint {
+            Some(id) => Checkpoint::open(store, &restore.app, id).await?,
+            None => Checkpoint::open_newest(store, &restore.app).await?,
         };
-        let checkpoint = Checkpoint::open(Arc::clone(&self.store), &restore.app, id).await?;
         let manifest = Arc::clone(checkpoint.manifest());
+        let id = manifest.id;
         let kept = memory_file("lazy-pages-manifest", &manifest.encode()?).map_err(DaemonError::State)?;
         journal.set_checkpoint(id, checkpoint.lease().id(), kept.into_raw_fd());
         let written = materialize_lazy(&checkpoint, &restore.directory).await?;

@@ -41,6 +41,7 @@ fn layout(packs: &[usize]) -> Layout {
         app: "app".parse().unwrap(),
         id: CheckpointId::new(),
         parent: None,
+        depth: 0,
         created_unix_ms: 0,
         host: Host::default(),
         tasks: vec![task],

@@ -148,6 +148,7 @@ pub(super) mod tests {
             app: "replay".parse().unwrap(),
             id: CheckpointId::new(),
             parent: None,
+            depth: 0,
             created_unix_ms: 0,
             host: Host::default(),
             tasks: vec![Task { pid: 1, parent_pid: 0, threads: 1, dead: false, command: "task".into() }],

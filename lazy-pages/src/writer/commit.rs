@@ -87,6 +87,7 @@ impl SealedPages {
             app: app.clone(),
             id: *id,
             parent: parent.as_ref().map(|parent| parent.manifest().id),
+            depth: parent.as_ref().map_or(0, |parent| parent.manifest().depth.saturating_add(1)),
             created_unix_ms: now.as_millis() as u64,
             host,
             tasks,
@@ -101,6 +102,7 @@ impl SealedPages {
                 pages_zero: counts.zero,
                 pages_unchanged: counts.unchanged,
                 pages_stored: counts.stored,
+                pages_rewritten: counts.rewritten,
                 bytes_uploaded: written + (hashes.len() + bundle.len()) as u64,
                 // Known when all of it is durable.
                 elapsed_ms: 0,

@@ -10,8 +10,10 @@
 //! - The checkpoint exists once [`SealedPages::commit`] has returned `Ok`, and not before its last step: one
 //!   conditional put of the manifest, after everything it refers to is durable. An error of that put itself may leave
 //!   it done; the checkpoint then exists and is complete.
-//! - Memory is bounded: the pool of windows, the packs being sent, and 16 bytes of hash and about one run for each
-//!   stretch of pages.
+//! - Memory is bounded: the pool of windows, 32 MiB of pages about which is not decided, the packs being sent, and 16 bytes
+//!   of hash and about one run for each stretch of pages.
+//! - A checkpoint's frames have at most 1.25 times the pages that it needs of them: of frames of the parent that have
+//!   changed too much, the rest is stored again.
 //! - Pages that are not in the frozen tree yet can be taken over from the parent ([`SealedPages::inherit`]); what was
 //!   received wins.
 //! - A slow store makes [`CheckpointWriter::buffer`] wait, hence CRIU, whose tree stays frozen until all is durable
@@ -26,7 +28,9 @@ mod inherit;
 mod packer;
 mod parent;
 mod seal;
+mod sparse;
 mod upload;
+mod waiting;
 mod window;
 mod worker;
 
@@ -48,6 +52,7 @@ pub use self::{
 };
 use self::{
     packer::{Packed, Packer},
+    sparse::ParentFrames,
     upload::Uploads,
     window::Window,
     worker::{Done, Job},
@@ -68,6 +73,10 @@ const WINDOWS_PER_WORKER: usize = 4;
 pub struct WriterOptions {
     /// Compress all frames this way; by default it depends on how fast the store is.
     pub codec: Option<Codec>,
+    /// Store unchanged pages again where too little of their frame in the parent is still needed: a restore then fetches at
+    /// most a quarter more than what it needs. Not to be combined with [`SealedPages::inherit`], for then frames look
+    /// less needed than they are; it would only cost space.
+    pub rewrite_sparse: bool,
     /// Threads that hash and compress.
     pub workers: NonZeroUsize,
 }
@@ -75,7 +84,7 @@ pub struct WriterOptions {
 impl Default for WriterOptions {
     fn default() -> Self {
         let workers = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        Self { codec: None, workers }
+        Self { codec: None, rewrite_sparse: true, workers }
     }
 }
 
@@ -133,7 +142,10 @@ impl CheckpointWriter {
             // The receiver is right here.
             let _ = to_reuse.send(Window::new());
         }
-        let packer = Packer::new(app.clone(), uploads.clone(), to_pack, jobs.clone(), to_reuse);
+        let frames = parent.as_ref().filter(|_| options.rewrite_sparse);
+        let frames = frames.map(|parent| ParentFrames::of(parent.manifest()));
+        let undecided = frames.is_some();
+        let packer = Packer::new(app.clone(), uploads.clone(), to_pack, jobs.clone(), to_reuse, frames);
         let target = Target { store, app, id, parent: parent.clone(), begun: SystemTime::now() };
         // From here on dropping it ends the threads started so far.
         let mut writer = Self {
@@ -161,7 +173,7 @@ impl CheckpointWriter {
         for number in 0..options.workers.get() {
             let (jobs, done) = (to_work.clone(), done.clone());
             let (parent, shared) = (parent.clone(), uploads.clone());
-            let work = move || worker::run(&jobs, &done, parent, &shared);
+            let work = move || worker::run(&jobs, &done, parent, undecided, &shared);
             writer.workers.push(spawn(format!("hasher-{number}"), uploads.clone(), work)?);
         }
         Ok(writer)

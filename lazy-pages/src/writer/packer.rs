@@ -1,6 +1,9 @@
 //! The last stage: puts windows back into the order of the stream, lets sparse ones share frames, and appends frames to
 //! packs.
 //!
+//! It also decides which frames of the parent are referred to, see [`super::sparse`]: windows are held back until a few
+//! more have come, by then most of their frames are decided; the pages of the others wait in [`super::waiting`].
+//!
 //! One thread, so that order needs no locks. It blocks only while too many packs are being sent; then the windows of
 //! the pool end up here or in front of here, and the sink waits. That is the back-pressure of the whole pipeline.
 
@@ -10,9 +13,11 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::{
     WriteError,
+    sparse::{ParentFrames, Verdict},
     upload::Uploads,
+    waiting::{Held, Waiting},
     window::{Fate, Window},
-    worker::{Done, Job},
+    worker::{Done, Job, OWN_FRAME_PAGES},
 };
 use crate::{
     format::{FRAME_PAGES, FrameEntry, PackEntry, PageHash, keys},
@@ -22,6 +27,9 @@ use crate::{
 
 /// Bytes of a pack at most: one upload, large enough to be worth its round trip.
 pub(super) const PACK_BYTES: usize = 8 << 20;
+
+/// Windows held back. A frame whose pages lie together touches two or three.
+const HELD_BACK: usize = 4;
 
 /// Everything known when the last page has been packed.
 #[derive(Debug, Default)]
@@ -42,6 +50,8 @@ pub(super) struct Counts {
     pub zero: u64,
     pub unchanged: u64,
     pub stored: u64,
+    /// Of those stored, the ones that had not changed.
+    pub rewritten: u64,
 }
 
 /// Pages of one object.
@@ -118,6 +128,14 @@ pub(super) struct Packer {
     early: VecDeque<Option<Window>>,
     /// Sequence number of the next window due.
     due: u64,
+    /// Of the parent; `None` if all of them may be referred to.
+    parent: Option<ParentFrames>,
+    /// Windows whose unchanged pages were counted.
+    held_back: VecDeque<Window>,
+    /// The last page number that was counted: lazy, eager.
+    come: [u64; 2],
+    /// Unchanged pages whose frame is not decided: lazy, eager.
+    waiting: [Waiting; 2],
     /// Pages of sparse windows gathered so far: lazy, eager.
     gathering: [Option<(Window, u32)>; 2],
     /// Frames of gathered pages being packed by a worker.
@@ -140,6 +158,7 @@ impl Packer {
         done: Receiver<Done>,
         jobs: Sender<Job>,
         free: Sender<Window>,
+        parent: Option<ParentFrames>,
     ) -> Self {
         Self {
             app,
@@ -149,6 +168,10 @@ impl Packer {
             free,
             early: VecDeque::new(),
             due: 0,
+            parent,
+            held_back: VecDeque::new(),
+            come: [0; 2],
+            waiting: Default::default(),
             gathering: [None, None],
             being_packed: 0,
             open: [None, None],
@@ -170,7 +193,7 @@ impl Packer {
                 Done::End { windows } => end = Some(windows),
             }
         }
-        self.flush_gathering()?;
+        self.end_object()?;
         while self.being_packed > 0 {
             if let Done::Packed { window, frame } = self.uploads.wait_for(&self.done)? {
                 self.gathered(window, frame)?;
@@ -201,19 +224,155 @@ impl Packer {
     fn take(&mut self, window: Window) -> Result<(), WriteError> {
         if window.object >= self.result.objects.len() {
             // A frame holds pages of one object.
-            self.flush_gathering()?;
+            self.end_object()?;
             self.result.objects.resize_with(window.object + 1, Pages::default);
         }
-        if window.packed.is_some() {
+        let Some(parent) = &mut self.parent else { return self.place(window) };
+        let slot = slot(window.lazy);
+        let mut kept = Vec::new();
+        for fate in &window.fates {
+            if let Fate::Unchanged { frame, page } = *fate
+                && parent.unchanged(frame, page)
+            {
+                kept.push(frame);
+            }
+        }
+        self.come[slot] = window.pages.last().copied().unwrap_or_default();
+        self.held_back.push_back(window);
+        for frame in kept {
+            self.refer_to(frame);
+        }
+        self.decide_due(slot)?;
+        match self.held_back.len() > HELD_BACK {
+            true => self.place_next(),
+            false => Ok(()),
+        }
+    }
+
+    /// No more pages of the open object will come.
+    fn end_object(&mut self) -> Result<(), WriteError> {
+        self.come = [u64::MAX; 2];
+        while !self.held_back.is_empty() {
+            self.place_next()?;
+        }
+        for slot in 0..self.waiting.len() {
+            self.decide_due(slot)?;
+        }
+        self.come = [0; 2];
+        self.flush_gathering()
+    }
+
+    /// Decides about the window held back longest.
+    fn place_next(&mut self) -> Result<(), WriteError> {
+        let Some(mut window) = self.held_back.pop_front() else { return Ok(()) };
+        if let Some(parent) = &mut self.parent
+            && window.stored_hashes.is_empty()
+        {
+            let slot = slot(window.lazy);
+            let present = window.pages.iter().zip(&mut window.fates).filter(|(_, fate)| **fate != Fate::Zero);
+            for (at, (number, fate)) in present.enumerate() {
+                let Fate::Unchanged { frame, page } = *fate else { continue };
+                match parent.verdict(frame, self.come[slot]) {
+                    Verdict::Kept => {}
+                    Verdict::Rewritten => {
+                        self.result.counts.rewritten += 1;
+                        *fate = Fate::Stored;
+                    }
+                    Verdict::Open => {
+                        let bytes = window.bytes[at * PAGE_SIZE..(at + 1) * PAGE_SIZE].into();
+                        let held = Held { number: *number, at: page, hash: window.hashes[at], bytes };
+                        self.waiting[slot].hold(parent.last(frame), frame, held);
+                        *fate = Fate::Waiting;
+                    }
+                }
+            }
+            window.gather_stored();
+        }
+        self.place(window)?;
+        for slot in 0..self.waiting.len() {
+            while let Some(frame) = self.waiting[slot].too_many() {
+                if let Some(parent) = &mut self.parent {
+                    parent.give_up(frame);
+                }
+                self.decide(frame, u64::MAX)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides about the frames that wait for no more pages.
+    fn decide_due(&mut self, slot: usize) -> Result<(), WriteError> {
+        while let Some(frame) = self.waiting[slot].due(self.come[slot]) {
+            self.decide(frame, self.come[slot])?;
+        }
+        Ok(())
+    }
+
+    /// Places the pages that waited for a frame of which all pages up to number `come` have come.
+    fn decide(&mut self, frame: u32, come: u64) -> Result<(), WriteError> {
+        match self.parent.as_mut().map(|parent| parent.verdict(frame, come)) {
+            Some(Verdict::Kept) => self.refer_to(frame),
+            _ => self.rewrite(frame)?,
+        }
+        Ok(())
+    }
+
+    /// Notes the pages that waited for a frame, which is kept.
+    fn refer_to(&mut self, frame: u32) {
+        let (Some(parent), Some(pages)) = (&self.parent, self.result.objects.last_mut()) else { return };
+        for (slot, waiting) in self.waiting.iter_mut().enumerate() {
+            let held = waiting.take(parent.last(frame), frame);
+            self.result.counts.total += held.len() as u64;
+            self.result.counts.unchanged += held.len() as u64;
+            for page in held {
+                let place = Place::Parent { frame, first: page.at };
+                pages.note(page.number, slot == 0, place, pages.hashes.len());
+                pages.hashes.push(page.hash);
+            }
+        }
+    }
+
+    /// Stores again what waited for a frame, which is not kept.
+    fn rewrite(&mut self, frame: u32) -> Result<(), WriteError> {
+        let Some(last) = self.parent.as_ref().map(|parent| parent.last(frame)) else { return Ok(()) };
+        for slot in 0..self.waiting.len() {
+            let held = self.waiting[slot].take(last, frame);
+            self.result.counts.rewritten += held.len() as u64;
+            for held in held.chunks(FRAME_PAGES) {
+                let mut window = Window::new();
+                window.extra = true;
+                window.object = self.result.objects.len() - 1;
+                window.lazy = slot == 0;
+                for (at, page) in held.iter().enumerate() {
+                    window.pages.push(page.number);
+                    window.fates.push(Fate::Stored);
+                    window.hashes.push(page.hash);
+                    window.bytes[at * PAGE_SIZE..(at + 1) * PAGE_SIZE].copy_from_slice(&page.bytes);
+                }
+                window.gather_stored();
+                self.place(window)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A window in which the fate of every page is known.
+    fn place(&mut self, window: Window) -> Result<(), WriteError> {
+        if window.stored_hashes.is_empty() {
+            self.record(&window, |_| Place::Zero);
+            self.recycle(window);
+        } else if window.packed.is_some() {
             let frame = self.number_frame()?;
             self.record(&window, |position| Place::New { frame, first: position });
             self.append(&window, frame)?;
-        } else if !window.stored_hashes.is_empty() {
-            return self.gather(window);
+            self.recycle(window);
+        } else if window.stored_hashes.len() >= OWN_FRAME_PAGES {
+            let frame = self.number_frame()?;
+            self.record(&window, |position| Place::New { frame, first: position });
+            self.pack_later(window, frame)?;
         } else {
-            self.record(&window, |_| Place::Zero);
+            self.gather(window)?;
         }
-        self.recycle(window);
         Ok(())
     }
 
@@ -221,27 +380,33 @@ impl Packer {
     fn record(&mut self, window: &Window, stored_at: impl Fn(u32) -> Place) {
         let pages = &mut self.result.objects[window.object];
         let counts = &mut self.result.counts;
+        let mut hashes = window.hashes.iter();
         let mut stored = 0;
-        let mut hash = pages.hashes.len();
         for (page, fate) in window.pages.iter().zip(&window.fates) {
-            counts.total += 1;
+            let hash = if *fate == Fate::Zero { None } else { hashes.next() };
             let place = match *fate {
-                Fate::Zero => Place::Zero,
-                Fate::Unchanged { frame, page } => Place::Parent { frame, first: page },
-                Fate::Stored => stored_at(stored),
-            };
-            match fate {
-                Fate::Zero => counts.zero += 1,
-                Fate::Unchanged { .. } => counts.unchanged += 1,
+                Fate::Waiting => continue,
+                Fate::Zero => {
+                    counts.zero += 1;
+                    Place::Zero
+                }
+                Fate::Unchanged { frame, page } => {
+                    counts.unchanged += 1;
+                    Place::Parent { frame, first: page }
+                }
                 Fate::Stored => {
+                    if let Some(parent) = &mut self.parent {
+                        parent.stored();
+                    }
                     counts.stored += 1;
                     stored += 1;
+                    stored_at(stored - 1)
                 }
-            }
-            pages.note(*page, window.lazy, place, hash);
-            hash += usize::from(*fate != Fate::Zero);
+            };
+            counts.total += 1;
+            pages.note(*page, window.lazy, place, pages.hashes.len());
+            pages.hashes.extend(hash);
         }
-        pages.hashes.extend_from_slice(&window.hashes);
     }
 
     /// Lets the few pages of a sparse window share a frame with those before and after it.
@@ -337,6 +502,9 @@ impl Packer {
     }
 
     fn recycle(&self, mut window: Window) {
+        if window.extra {
+            return;
+        }
         window.clear();
         // The sink may be gone already; then nobody needs it.
         let _ = self.free.send(window);

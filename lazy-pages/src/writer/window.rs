@@ -27,10 +27,12 @@ pub(super) struct Window {
     pub hashes: Vec<PageHash>,
     /// Hashes of the pages to be stored, in order.
     pub stored_hashes: Vec<PageHash>,
-    /// The pages received; later the pages to be stored, moved together; at last those pages packed.
+    /// The pages received; then those that are not zero, moved together; then those to be stored; at last these packed.
     pub bytes: Box<[u8]>,
     /// Set once `bytes` is packed.
     pub packed: Option<Packed>,
+    /// Not of the pool, and not to go there.
+    pub extra: bool,
 }
 
 /// What became of a page.
@@ -45,6 +47,8 @@ pub(super) enum Fate {
         /// Position in that frame.
         page: u32,
     },
+    /// The same, but whether that is referred to is not known yet; kept elsewhere.
+    Waiting,
     /// To be stored.
     Stored,
 }
@@ -70,6 +74,7 @@ impl Window {
             stored_hashes: Vec::with_capacity(FRAME_PAGES),
             bytes: vec![0; FRAME_PAGES * PAGE_SIZE].into_boxed_slice(),
             packed: None,
+            extra: false,
         }
     }
 
@@ -82,8 +87,26 @@ impl Window {
         self.packed = None;
     }
 
+    /// Moves the pages to be stored to the start of the buffer, which holds all that are not zero, and lists their hashes.
+    pub fn gather_stored(&mut self) {
+        let present = self.fates.iter().filter(|fate| **fate != Fate::Zero);
+        for (at, (fate, hash)) in present.zip(&self.hashes).enumerate() {
+            if *fate == Fate::Stored {
+                move_page(&mut self.bytes, at, self.stored_hashes.len());
+                self.stored_hashes.push(*hash);
+            }
+        }
+    }
+
     /// The first `pages` pages of the buffer.
     pub fn plain(&self, pages: usize) -> &[u8] {
         &self.bytes[..pages * PAGE_SIZE]
+    }
+}
+
+/// Copies a page to another place of a buffer.
+pub(super) fn move_page(bytes: &mut [u8], from: usize, to: usize) {
+    if from != to {
+        bytes.copy_within(from * PAGE_SIZE..(from + 1) * PAGE_SIZE, to * PAGE_SIZE);
     }
 }

@@ -1,5 +1,5 @@
 //! The parallel stage: finds zero pages, hashes, compares with the parent, and packs what is left of a window when that
-//! is enough for a frame of its own.
+//! is known and enough for a frame of its own.
 //!
 //! A worker never blocks on anything but its own queue, so whatever waits for it makes progress.
 
@@ -11,7 +11,7 @@ use super::{
     Parent,
     parent::KnownPage,
     upload::Uploads,
-    window::{Fate, Packed, Window},
+    window::{Fate, Packed, Window, move_page},
 };
 use crate::{
     format::{Codec, FRAME_PAGES, frame_hash, hash_pages},
@@ -47,12 +47,19 @@ pub(super) enum Done {
 }
 
 /// Serves `jobs` until nobody can send any more.
-pub(super) fn run(jobs: &Receiver<Job>, done: &Sender<Done>, parent: Option<Arc<Parent>>, uploads: &Uploads) {
+/// `undecided`: the packer decides about pages that are unchanged.
+pub(super) fn run(
+    jobs: &Receiver<Job>,
+    done: &Sender<Done>,
+    parent: Option<Arc<Parent>>,
+    undecided: bool,
+    uploads: &Uploads,
+) {
     let mut compressor = Compressor::new();
     for job in jobs {
         let result = match job {
             Job::Sort(mut window) => {
-                sort(&mut window, parent.as_deref());
+                sort(&mut window, parent.as_deref(), undecided);
                 if window.stored_hashes.len() >= OWN_FRAME_PAGES {
                     compressor.pack(&mut window, uploads.codec());
                 }
@@ -70,8 +77,9 @@ pub(super) fn run(jobs: &Receiver<Job>, done: &Sender<Done>, parent: Option<Arc<
     }
 }
 
-/// Decides the fate of each page and moves those to be stored to the start of the buffer.
-fn sort(window: &mut Window, parent: Option<&Parent>) {
+/// Decides the fate of each page and moves those to be stored to the start of the buffer. If pages are unchanged, but it is
+/// left `undecided` whether they are stored again, all that are not zero are moved there.
+fn sort(window: &mut Window, parent: Option<&Parent>, undecided: bool) {
     let Window { pages, fates, hashes, stored_hashes, bytes, .. } = window;
     let mut kept = 0;
     for at in 0..pages.len() {
@@ -89,25 +97,20 @@ fn sort(window: &mut Window, parent: Option<&Parent>) {
         stored_hashes.extend_from_slice(hashes);
         return;
     };
-    let present = pages.iter().zip(fates).filter(|(_, fate)| **fate == Fate::Stored);
-    let mut stored = 0;
-    for (at, ((page, fate), hash)) in present.zip(hashes).enumerate() {
-        match known.find(*page) {
-            Some(KnownPage::Stored(known)) if known.hash == *hash => {
-                *fate = Fate::Unchanged { frame: known.frame, page: known.page };
-            }
-            _ => {
-                stored_hashes.push(*hash);
-                move_page(bytes, at, stored);
-                stored += 1;
-            }
+    let present = pages.iter().zip(fates.iter_mut()).filter(|(_, fate)| **fate == Fate::Stored);
+    let mut changed = true;
+    for ((page, fate), hash) in present.zip(&*hashes) {
+        if let Some(KnownPage::Stored(known)) = known.find(*page)
+            && known.hash == *hash
+        {
+            *fate = Fate::Unchanged { frame: known.frame, page: known.page };
+            changed = false;
         }
     }
-}
-
-fn move_page(bytes: &mut [u8], from: usize, to: usize) {
-    if from != to {
-        bytes.copy_within(from * PAGE_SIZE..(from + 1) * PAGE_SIZE, to * PAGE_SIZE);
+    if changed {
+        stored_hashes.extend_from_slice(hashes);
+    } else if !undecided {
+        window.gather_stored();
     }
 }
 

@@ -133,6 +133,8 @@ fn rules_are_checked_before_writing_and_after_reading() {
         ("is there twice", &|m| m.objects.push(m.objects[0].clone())),
         ("comes before its parent", &|m| m.tasks.reverse()),
         ("there is no task", &|m| m.tasks.clear()),
+        ("it has no parent", &|m| m.parent = None),
+        ("it builds on no checkpoint", &|m| m.depth = 0),
         ("is empty or overlaps", &|m| m.objects[0].vmas[0].end = m.objects[0].vmas[0].start),
         ("crosses the start", &|m| m.objects[0].vmas[0].start = m.objects[0].runs[1].start.add(1)),
         ("leaves its area", &|m| m.objects[0].vmas[0].end = m.objects[0].runs[1].start.add(1)),
@@ -157,6 +159,23 @@ fn rules_are_checked_before_writing_and_after_reading() {
         assert!(error.to_string().contains(message), "`{error}` should say `{message}`");
         assert!(matches!(error, ManifestError::Invalid(_)));
     }
+}
+
+#[test]
+fn a_manifest_from_before_there_was_a_depth_can_be_read() {
+    let (writing, second) = small_manifest();
+    let first = writing.write(&Model::simple(1..100), None).unwrap();
+    assert_eq!((first.depth, second.depth), (0, 1));
+    let third = writing.write(&Model::simple(1..100), Some(second.id)).unwrap();
+    assert_eq!(third.depth, 2);
+
+    let bytes = third.encode().unwrap();
+    let body = bytes[HEADER..].strip_suffix(&[14 << 3, 2]).expect("the depth is the last field");
+    let old = Manifest::decode(&manifest_around(body)).unwrap();
+    assert_eq!(old, Manifest { depth: 1, ..third });
+    // A full one never had one.
+    let bytes = first.encode().unwrap();
+    assert_eq!(Manifest::decode(&manifest_around(&bytes[HEADER..])).unwrap(), first);
 }
 
 /// With a right hash, so that only the reader's own caution stands against it.

@@ -152,7 +152,8 @@ fn pages_follow_where_they_were_moved_and_to_whom_they_were_forked() {
 
 #[test]
 fn what_was_received_wins() {
-    let writing = Writing::new();
+    let mut writing = Writing::new();
+    writing.rewrite_sparse = false;
     let before = before();
     let first = writing.write(&before, None).unwrap();
     // Alone, in a row, as it was, and zero; at both ends and in the middle.

@@ -4,5 +4,7 @@ mod damage;
 mod deletion;
 mod failures;
 mod inherit;
+mod retention;
 mod roundtrip;
+mod sparse;
 mod support;

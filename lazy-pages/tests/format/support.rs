@@ -4,8 +4,9 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -32,6 +33,11 @@ pub struct MemoryStore {
     pub puts_left: AtomicI64,
     /// Calls of any kind that succeed before all others fail; negative: all succeed.
     pub calls_left: AtomicI64,
+    /// The first call that fails for want of [`Self::calls_left`] is carried out all the same.
+    pub last_call_is_carried_out: AtomicBool,
+    /// Every call begins up to so many microseconds later.
+    delay: AtomicU64,
+    calls: AtomicU64,
     /// Puts of packs never end.
     pub hang: AtomicBool,
     /// Not on this machine.
@@ -66,6 +72,20 @@ impl MemoryStore {
         self.objects.lock().unwrap().insert(key.to_owned(), body.into());
     }
 
+    /// Every call begins up to so much later.
+    pub fn delay_up_to(&self, most: Duration) {
+        self.delay.store(most.as_micros() as u64, Ordering::SeqCst);
+    }
+
+    async fn linger(&self) {
+        let most = self.delay.load(Ordering::SeqCst);
+        let call = self.calls.fetch_add(1, Ordering::SeqCst);
+        if most > 0 {
+            let part = call.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
+            tokio::time::sleep(Duration::from_micros(part % most)).await;
+        }
+    }
+
     fn failed(&self, key: &str, counter: &AtomicI64) -> Result<(), StoreError> {
         let before = counter.load(Ordering::SeqCst);
         if before < 0 {
@@ -81,6 +101,11 @@ impl MemoryStore {
         Ok(())
     }
 
+    /// Whether this call is carried out although it fails. Only one is.
+    fn carries_out(&self) -> bool {
+        self.last_call_is_carried_out.swap(false, Ordering::SeqCst)
+    }
+
     fn find(&self, key: &str) -> Result<Bytes, StoreError> {
         self.failed(key, &self.calls_left)?;
         let found = self.objects.lock().unwrap().get(key).cloned();
@@ -91,6 +116,7 @@ impl MemoryStore {
 #[async_trait]
 impl ObjectStore for MemoryStore {
     async fn get(&self, key: &str, limit: u64) -> Result<Bytes, StoreError> {
+        self.linger().await;
         let body = self.find(key)?;
         if body.len() as u64 > limit {
             return Err(StoreError::TooLarge { store: self.describe(), key: key.to_owned(), limit });
@@ -99,6 +125,7 @@ impl ObjectStore for MemoryStore {
     }
 
     async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        self.linger().await;
         let body = self.find(key)?;
         let (start, end) = (offset as usize, (offset + length) as usize);
         if end > body.len() {
@@ -117,17 +144,22 @@ impl ObjectStore for MemoryStore {
         if self.hang.load(Ordering::SeqCst) && key.contains("/packs/") {
             std::future::pending::<()>().await;
         }
-        self.failed(key, &self.calls_left)?;
+        self.linger().await;
+        let answer = self.failed(key, &self.calls_left);
+        if answer.is_err() && !self.carries_out() {
+            return answer;
+        }
         self.failed(key, &self.puts_left)?;
         let mut objects = self.objects.lock().unwrap();
         if objects.contains_key(key) {
             return Err(StoreError::AlreadyExists { store: self.describe(), key: key.to_owned() });
         }
         objects.insert(key.to_owned(), body);
-        Ok(())
+        answer
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, StoreError> {
+        self.linger().await;
         self.failed(prefix, &self.calls_left)?;
         let objects = self.objects.lock().unwrap();
         let found = objects.iter().filter(|(key, _)| key.starts_with(prefix));
@@ -135,12 +167,16 @@ impl ObjectStore for MemoryStore {
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        self.failed(key, &self.calls_left)?;
+        self.linger().await;
+        let answer = self.failed(key, &self.calls_left);
+        if answer.is_err() && !self.carries_out() {
+            return answer;
+        }
         if let Some(hook) = &*self.on_delete.lock().unwrap() {
             hook(self, key);
         }
         self.objects.lock().unwrap().remove(key);
-        Ok(())
+        answer
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
@@ -260,12 +296,13 @@ pub struct Writing {
     pub store: Arc<MemoryStore>,
     target: Arc<dyn ObjectStore>,
     pub codec: Option<Codec>,
+    pub rewrite_sparse: bool,
 }
 
 impl Writing {
     pub fn new() -> Self {
         let store = MemoryStore::new();
-        Self { runtime: runtime(), target: store.clone(), store, codec: None }
+        Self { runtime: runtime(), target: store.clone(), store, codec: None, rewrite_sparse: true }
     }
 
     /// Checkpoints go to another store.
@@ -278,7 +315,11 @@ impl Writing {
         id: CheckpointId,
         parent: Option<Arc<Parent>>,
     ) -> Result<CheckpointWriter, WriteError> {
-        let options = WriterOptions { codec: self.codec, ..WriterOptions::default() };
+        let options = WriterOptions {
+            codec: self.codec,
+            rewrite_sparse: self.rewrite_sparse,
+            ..WriterOptions::default()
+        };
         CheckpointWriter::begin(
             self.target.clone(),
             self.runtime.handle().clone(),
@@ -386,6 +427,30 @@ impl Writing {
         }
         self.runtime.block_on(checkpoint.lease().release()).unwrap();
     }
+}
+
+/// At least half of each frame is referred to, and four fifths of all.
+pub fn assert_dense(manifest: &Manifest) {
+    let needed = needed_pages(manifest);
+    for (frame, needed) in manifest.frames.iter().zip(&needed) {
+        assert!(needed * 2 >= frame.pages, "{needed} of {} pages are needed", frame.pages);
+    }
+    let pages: u32 = manifest.frames.iter().map(|frame| frame.pages).sum();
+    let needed: u32 = needed.iter().sum();
+    assert!(needed * 5 >= pages * 4, "{needed} of {pages} pages are needed");
+}
+
+/// How many pages of each frame are referred to.
+pub fn needed_pages(manifest: &Manifest) -> Vec<u32> {
+    let mut needed = vec![0_u64; manifest.frames.len()];
+    for run in manifest.objects.iter().flat_map(|object| &object.runs) {
+        if let Source::Stored { frame, first, .. } = run.source {
+            for page in u64::from(first)..u64::from(first) + run.pages {
+                needed[frame.0 as usize] |= 1 << page;
+            }
+        }
+    }
+    needed.into_iter().map(u64::count_ones).collect()
 }
 
 /// What CRIU would send: runs of up to 16 pages, each of one kind.

@@ -71,6 +71,7 @@ pub(crate) fn smallest() -> Manifest {
         // Always the same, so that the seeds are.
         id: CheckpointId::from_bytes(&[1; 16]).expect("16 bytes"),
         parent: None,
+        depth: 0,
         created_unix_ms: 0,
         host: Host::default(),
         tasks: vec![Task { pid: 4242, parent_pid: 1, threads: 1, dead: false, command: "task".into() }],
@@ -88,6 +89,7 @@ pub(crate) fn smallest() -> Manifest {
 fn larger() -> Manifest {
     let mut manifest = smallest();
     manifest.parent = Some(CheckpointId::from_bytes(&[2; 16]).expect("16 bytes"));
+    manifest.depth = 3;
     manifest.host = Host {
         kernel: "6.18".into(),
         architecture: "x86_64".into(),
