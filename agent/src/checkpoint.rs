@@ -302,6 +302,8 @@ impl Dump<'_> {
             host: host::facts(self.version),
             streams: streams.to_vec(),
             bundle: images.bundle,
+            files: Vec::new(),
+            large_images: Vec::new(),
         };
         let manifest = self.agent.block_on(received.pages.commit(meta))?;
         Ok(Committed { manifest, pending })

@@ -222,6 +222,8 @@ mod tests {
                 host: Host::default(),
                 streams: Vec::new(),
                 bundle: bundle::pack(Vec::new()).unwrap(),
+                files: Vec::new(),
+                large_images: Vec::new(),
             };
             self.runtime.block_on(received.pages.commit(meta)).unwrap()
         }

@@ -312,7 +312,8 @@ impl Agent {
         }
         let directory = ImageDir::open(images)?;
         for object in &checkpoint.manifest().objects {
-            directory.write_pagemap(page_object(object.id), object.pages_id, &complete_pagemap(object))?;
+            let Some(page_object) = page_object(object.id) else { continue };
+            directory.write_pagemap(page_object, object.pages_id, &complete_pagemap(object))?;
             let file = directory.create_pages(object.pages_id)?;
             let mut file = BufWriter::with_capacity(WRITE_BUFFER, file);
             self.block_on(checkpoint.read_object(object.id, Pages::All, |_, bytes| {
@@ -344,10 +345,12 @@ fn complete_pagemap(object: &MemoryMap) -> Vec<PagemapEntry> {
     entries
 }
 
-fn page_object(id: ObjectId) -> PageObject {
+/// CRIU's name of a memory object; it knows nothing of files' contents.
+fn page_object(id: ObjectId) -> Option<PageObject> {
     match id {
-        ObjectId::Task(pid) => PageObject::Task(pid),
-        ObjectId::Shared(id) => PageObject::Shared(id),
+        ObjectId::Task(pid) => Some(PageObject::Task(pid)),
+        ObjectId::Shared(id) => Some(PageObject::Shared(id)),
+        ObjectId::File(_) => None,
     }
 }
 

@@ -1,18 +1,22 @@
-//! Writing the image directory from which stock CRIU restores a checkpoint lazily: all images of the bundle, and for each
+//! Writing the image directory from which stock CRIU restores a checkpoint lazily: all images, and for each
 //! memory object a `pages-<n>.img` with only the pages that must be there before a process runs. The bundle's pagemap
 //! images describe exactly these; every other page comes from the page server.
 //!
 //! What always holds: the directory was empty before and no file is overwritten. On an error, what was written stays
-//! there, and the directory is of no use. It is meant to be a tmpfs; nothing is synced to a disk.
+//! there, and the directory is of no use. It is meant to be a tmpfs; nothing is synced to a disk. Files that travel with
+//! the checkpoint are not images, and not put anywhere here.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, BufWriter, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
-use crate::reader::{Checkpoint, Pages, ReadError};
+use crate::{
+    format::{LargeImage, ObjectId, Run, Source},
+    reader::{Checkpoint, Pages, ReadError},
+};
 
 /// What was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,7 +64,13 @@ pub async fn materialize_lazy(
         written.files += 1;
         written.bytes += file.content.len() as u64;
     }
+    let images = large_images(checkpoint, directory).await?;
+    written.files += images.files;
+    written.bytes += images.bytes;
     for object in &checkpoint.manifest().objects {
+        if matches!(object.id, ObjectId::File(_)) {
+            continue;
+        }
         let path = directory.join(format!("pages-{}.img", object.pages_id));
         let failed = |source| MaterializeError::Write { path: path.clone(), source };
         let mut file = BufWriter::with_capacity(256 << 10, create(&path).map_err(failed)?);
@@ -78,6 +88,51 @@ pub async fn materialize_lazy(
         written.bytes += bytes;
     }
     Ok(written)
+}
+
+/// Writes the images that are too large for the bundle into `directory`, which is there already.
+///
+/// # Errors
+/// When a file is there already or cannot be written, or the checkpoint cannot be read.
+pub async fn large_images(
+    checkpoint: &Checkpoint,
+    directory: &Path,
+) -> Result<Materialized, MaterializeError> {
+    let mut written = Materialized::default();
+    for LargeImage { name, size, content } in &checkpoint.manifest().large_images {
+        let path = directory.join(name);
+        let failed = |source| MaterializeError::Write { path: path.clone(), source };
+        let file = create(&path).map_err(failed)?;
+        match write_content(checkpoint, *content, *size, &file).await {
+            Err(ReadError::Sink(source)) => return Err(failed(source)),
+            other => other?,
+        }
+        written.files += 1;
+        written.bytes += size;
+    }
+    Ok(written)
+}
+
+/// Writes the content with this number, `size` bytes, into an empty file. Zero pages become holes.
+///
+/// # Errors
+/// [`ReadError::Sink`] when the file cannot be written; others when the checkpoint cannot be read.
+pub async fn write_content(
+    checkpoint: &Checkpoint,
+    content: u32,
+    size: u64,
+    file: &File,
+) -> Result<(), ReadError> {
+    file.set_len(size)?;
+    let sink = |run: Run, bytes: &[u8]| {
+        if run.source == Source::Zero {
+            return Ok(());
+        }
+        let start = run.start.get();
+        let inside = (bytes.len() as u64).min(size.saturating_sub(start)) as usize;
+        file.write_all_at(&bytes[..inside], start)
+    };
+    checkpoint.read_object(ObjectId::File(content), Pages::All, sink).await
 }
 
 fn prepare(directory: &Path) -> Result<(), MaterializeError> {

@@ -163,7 +163,7 @@ impl CheckpointWriter {
     }
 
     /// The pages that follow are of this object. `pages_id` is the number of the `pages-<n>.img` it will be restored
-    /// from; any that is not used twice.
+    /// from; any that is not used twice, and 0 for a file.
     ///
     /// # Errors
     /// When the object was opened before, or the writer has failed.
