@@ -7,6 +7,7 @@
 //! the checkpoint are not images, and not put anywhere here.
 
 use std::{
+    collections::HashMap,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, BufWriter, Write},
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
@@ -101,38 +102,50 @@ pub async fn large_images(
     let mut written = Materialized::default();
     for LargeImage { name, size, content } in &checkpoint.manifest().large_images {
         let path = directory.join(name);
-        let failed = |source| MaterializeError::Write { path: path.clone(), source };
-        let file = create(&path).map_err(failed)?;
-        match write_content(checkpoint, *content, *size, &file).await {
-            Err(ReadError::Sink(source)) => return Err(failed(source)),
-            other => other?,
-        }
+        write_contents(checkpoint, &[(*content, *size, path)]).await?;
         written.files += 1;
         written.bytes += size;
     }
     Ok(written)
 }
 
-/// Writes the content with this number, `size` bytes, into an empty file. Zero pages become holes.
+/// Writes contents of files, given by number, size and where they go. Only the user of this process may read what is
+/// made. Zero pages become holes.
 ///
 /// # Errors
-/// [`ReadError::Sink`] when the file cannot be written; others when the checkpoint cannot be read.
-pub async fn write_content(
+/// When a file is there already or cannot be written, or the checkpoint cannot be read.
+pub async fn write_contents(
     checkpoint: &Checkpoint,
-    content: u32,
-    size: u64,
-    file: &File,
-) -> Result<(), ReadError> {
-    file.set_len(size)?;
-    let sink = |run: Run, bytes: &[u8]| {
-        if run.source == Source::Zero {
-            return Ok(());
-        }
+    contents: &[(u32, u64, PathBuf)],
+) -> Result<(), MaterializeError> {
+    for (_, size, path) in contents {
+        let make = create(path).and_then(|file| file.set_len(*size));
+        make.map_err(|source| MaterializeError::Write { path: path.clone(), source })?;
+    }
+    let places: HashMap<u32, (u64, &Path)> =
+        contents.iter().map(|(content, size, path)| (*content, (*size, path.as_path()))).collect();
+    let objects: Vec<ObjectId> = places.keys().map(|content| ObjectId::File(*content)).collect();
+    // One is written after another, so one is open at a time.
+    let mut open: Option<(ObjectId, File)> = None;
+    let mut failed = None;
+    let sink = |object: ObjectId, run: Run, bytes: &[u8]| {
+        let (ObjectId::File(content), Source::Stored { .. }) = (object, run.source) else { return Ok(()) };
+        let Some((size, path)) = places.get(&content) else { return Ok(()) };
         let start = run.start.get();
         let inside = (bytes.len() as u64).min(size.saturating_sub(start)) as usize;
-        file.write_all_at(&bytes[..inside], start)
+        let mut write = || {
+            let file = match &mut open {
+                Some((known, file)) if *known == object => file,
+                other => &mut other.insert((object, File::options().write(true).open(path)?)).1,
+            };
+            file.write_all_at(&bytes[..inside], start)
+        };
+        write().inspect_err(|_| failed = Some(path.to_path_buf()))
     };
-    checkpoint.read_object(ObjectId::File(content), Pages::All, sink).await
+    match (checkpoint.read_objects(&objects, Pages::All, sink).await, failed) {
+        (Err(ReadError::Sink(source)), Some(path)) => Err(MaterializeError::Write { path, source }),
+        (result, _) => Ok(result?),
+    }
 }
 
 fn prepare(directory: &Path) -> Result<(), MaterializeError> {

@@ -49,6 +49,7 @@ pub struct SealedPages {
     pub(super) target: Target,
     pub(super) running: Running,
     pub(super) objects: Vec<(ObjectId, u32)>,
+    pub(super) positions: HashMap<ObjectId, usize>,
     pub(super) packed: Packed,
 }
 
@@ -60,7 +61,7 @@ impl SealedPages {
     /// deletion. The checkpoint does not exist after an error, except that an error of the very last put may leave
     /// the complete checkpoint.
     pub async fn commit(self, meta: CheckpointMeta) -> Result<Manifest, WriteError> {
-        let Self { target, running, objects, packed } = self;
+        let Self { target, running, objects, positions: _, packed } = self;
         let Target { store, app, id, parent, begun } = &target;
         let CheckpointMeta { mut vmas, tasks, host, streams, bundle, files, large_images } = meta;
         if bundle.len() as u64 > MAX_PACKED {

@@ -30,7 +30,7 @@ mod upload;
 mod window;
 mod worker;
 
-use std::{num::NonZeroUsize, sync::Arc, thread::JoinHandle, time::SystemTime};
+use std::{collections::HashMap, num::NonZeroUsize, sync::Arc, thread::JoinHandle, time::SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use tokio::runtime::Handle;
@@ -87,6 +87,8 @@ pub struct CheckpointWriter {
     packer: Option<JoinHandle<Result<Packed, WriteError>>>,
     workers: Vec<JoinHandle<()>>,
     objects: Vec<(ObjectId, u32)>,
+    /// Where each is among them.
+    positions: HashMap<ObjectId, usize>,
     /// The windows being filled: lazy, eager.
     open: [Option<Window>; 2],
     /// What [`Self::buffer`] gave out last: which of `open`, first page, pages.
@@ -141,6 +143,7 @@ impl CheckpointWriter {
             packer: None,
             workers: Vec::new(),
             objects: Vec::new(),
+            positions: HashMap::new(),
             open: [None, None],
             given: None,
             sequence: 0,
@@ -170,7 +173,7 @@ impl CheckpointWriter {
     pub fn open(&mut self, object: ObjectId, pages_id: u32) -> Result<(), WriteError> {
         self.uploads.check()?;
         self.send_open_windows()?;
-        if self.objects.iter().any(|(known, _)| *known == object) {
+        if self.positions.insert(object, self.objects.len()).is_some() {
             return Err(WriteError::ObjectTwice(object));
         }
         self.objects.push((object, pages_id));
@@ -240,8 +243,9 @@ impl CheckpointWriter {
             begun: self.target.begun,
         };
         let objects = std::mem::take(&mut self.objects);
+        let positions = std::mem::take(&mut self.positions);
         let running = self.running.take().ok_or(WriteError::Stopped)?;
-        Ok(SealedPages { target, running, objects, packed })
+        Ok(SealedPages { target, running, objects, positions, packed })
     }
 
     fn send_open_windows(&mut self) -> Result<(), WriteError> {

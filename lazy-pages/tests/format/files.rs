@@ -1,7 +1,12 @@
 //! Contents of files are pages like any others: read back byte for byte, stored once, taken over unread. A manifest that
 //! contradicts itself about files is not written.
 
-use std::{fs, io::Read, os::unix::fs::MetadataExt, sync::Arc};
+use std::{
+    fs,
+    io::Read,
+    os::unix::fs::MetadataExt,
+    sync::{Arc, atomic::Ordering},
+};
 
 use lazy_pages::{
     format::{
@@ -9,7 +14,7 @@ use lazy_pages::{
         pages_of,
     },
     ids::CheckpointId,
-    materialize::{large_images, materialize_lazy, write_content},
+    materialize::{large_images, materialize_lazy, write_contents},
     units::{PAGE_SIZE, VirtAddr},
     verify::verify,
     writer::{Parent, ParentPages, WriteError},
@@ -88,8 +93,10 @@ fn write(
 
 fn read(writing: &Writing, id: CheckpointId, content: u32, size: u64) -> fs::File {
     let checkpoint = writing.open(id);
-    let file = tempfile::tempfile().unwrap();
-    writing.runtime.block_on(write_content(&checkpoint, content, size, &file)).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("file");
+    writing.runtime.block_on(write_contents(&checkpoint, &[(content, size, path.clone())])).unwrap();
+    let file = fs::File::open(path).unwrap();
     writing.runtime.block_on(checkpoint.lease().release()).unwrap();
     file
 }
@@ -163,6 +170,27 @@ fn holes_cost_nothing_however_large_and_stay_holes() {
 }
 
 #[test]
+fn many_small_files_come_with_few_requests() {
+    let writing = Writing::new();
+    let contents: Vec<(u32, Content)> =
+        (1..=500).map(|n| (n, Content::new(&[(n % 250) as u8 + 1], n as usize % 7))).collect();
+    let files = contents.iter().map(|(n, content)| carried(&format!("/f{n}"), *n, content.size())).collect();
+    let manifest = write(&writing, &contents, &[], files, Vec::new(), None).unwrap();
+    let checkpoint = writing.open(manifest.id);
+    let directory = tempfile::tempdir().unwrap();
+    let path = |n: u32| directory.path().join(n.to_string());
+    // In any order, and not all of them.
+    let wanted: Vec<_> =
+        contents[1..].iter().rev().map(|(n, content)| (*n, content.size(), path(*n))).collect();
+    writing.store.calls_left.store(4, Ordering::SeqCst);
+    writing.runtime.block_on(write_contents(&checkpoint, &wanted)).unwrap();
+    for (number, content) in &contents[1..] {
+        assert!(fs::read(path(*number)).unwrap() == content.bytes, "{number}");
+    }
+    assert!(!path(1).exists());
+}
+
+#[test]
 fn large_images_are_among_those_that_criu_reads_and_files_are_not() {
     let writing = Writing::new();
     let (file, ghost) = (Content::new(&[1, 0, 2], 5), Content::new(&[3; 300], 77));
@@ -214,7 +242,7 @@ fn a_manifest_that_contradicts_itself_about_files_is_not_written() {
             let size = m.files[0].size;
             m.large_images.push(LargeImage { name: "x.img".into(), size, content: 1 });
         }),
-        ("is not that of a file", |m| drop(m.objects.last_mut().unwrap().runs.remove(0))),
+        ("is not that of a file", |m| _ = m.objects.last_mut().unwrap().runs.remove(0)),
     ];
     for (what, change) in changes {
         let mut bad = good.clone();
