@@ -7,12 +7,15 @@ use lazy_pages::{
     catalog::CatalogError,
     format::bundle::BundleError,
     ids::{AppId, CheckpointId},
+    materialize::MaterializeError,
     reader::ReadError,
     server::SnapshotError,
     store::StoreError,
     verify::VerifyError,
     writer::{ParentError, WriteError},
 };
+
+use crate::files::FilesError;
 
 /// Why an operation of the agent failed. Nothing it says happened is guessed: a checkpoint that fails leaves the process
 /// running, a restore that fails leaves the checkpoint as it was.
@@ -132,6 +135,12 @@ pub enum AgentError {
     /// A checkpoint could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// Files could not be carried or put back.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// Images that are too large for the bundle could not be written.
+    #[error(transparent)]
+    Materialize(#[from] MaterializeError),
     /// A checkpoint is not complete.
     #[error(transparent)]
     Verify(#[from] VerifyError),
@@ -218,6 +227,8 @@ impl AgentError {
             Self::Write(_) => "write",
             Self::Catalog(_) => "catalog",
             Self::Read(_) => "read",
+            Self::Files(error) => error.reason(),
+            Self::Materialize(_) => "images",
             Self::Verify(_) => "verify",
             Self::PageServer { .. } => "page-server",
             Self::NoCommit => "criu-protocol",
@@ -285,6 +296,7 @@ impl AgentError {
                 "let the restore or checkpoint that uses it end; what a crash left behind expires after a day"
             }
             Self::Criu(error) => return error.hint().map(str::to_owned),
+            Self::Files(error) => return error.hint().map(str::to_owned),
             _ => return self.store_error().and_then(store_hint),
         };
         Some(hint.to_owned())

@@ -10,6 +10,7 @@ pub mod capabilities;
 pub mod checkpoint;
 mod dumped_images;
 mod error;
+mod files;
 mod host;
 pub mod launch;
 mod page_server;
@@ -27,6 +28,7 @@ pub use self::{
     agent::Agent,
     checkpoint::{CheckpointReport, CheckpointRequest},
     error::AgentError,
+    files::{DEFAULT_FILE_LIMIT, ExistingFiles, FileCounts, FileRules, FilesError, OpenFiles, PutBackReport},
     progress::{Progress, Stage},
     restore::{Residency, RestoreRequest, Restored, Strategy},
     tree::is_alive,

@@ -6,8 +6,10 @@
 //! - *full*: all pages are fetched into CRIU's images on tmpfs first; no userfaultfd, no page server, twice the memory
 //!   for the time of the restore.
 //!
-//! A restore never changes the checkpoint. If it fails, whatever CRIU had built is ended: a tree either runs with all of
-//! its memory, or not at all.
+//! Files that travel with the checkpoint are put back before CRIU starts; the source of the module `files` has the rules.
+//!
+//! A restore never changes the checkpoint. If it fails, whatever CRIU had built is ended and files are as they were: a tree
+//! either runs with all of its memory and files, or not at all.
 
 use std::{
     fs,
@@ -25,6 +27,7 @@ use lazy_pages::{
     catalog::{Catalog, CatalogError},
     format::{Manifest, MemoryMap, ObjectId},
     ids::{AppId, CheckpointId},
+    materialize::large_images,
     reader::{Checkpoint, Pages, ReadError},
     server::STORE_PATIENCE,
     units::PAGE_SIZE,
@@ -41,6 +44,7 @@ use serde::Serialize;
 use crate::{
     agent::Agent,
     error::AgentError,
+    files::{ExistingFiles, PutBackReport},
     host,
     page_server::{Log, PageServerProcess},
     progress::{Progress, Stage},
@@ -98,6 +102,8 @@ pub struct RestoreRequest {
     pub page_server_log: Option<PathBuf>,
     /// Restore established TCP connections.
     pub tcp_established: bool,
+    /// What becomes of files that differ from those of the checkpoint.
+    pub existing_files: ExistingFiles,
 }
 
 impl RestoreRequest {
@@ -112,6 +118,7 @@ impl RestoreRequest {
             patience: STORE_PATIENCE,
             page_server_log: None,
             tcp_established: false,
+            existing_files: ExistingFiles::SetAside,
         }
     }
 }
@@ -127,6 +134,8 @@ pub struct Restored {
     pub strategy: Strategy,
     /// From the start of the restore until the tree ran.
     pub resume: Duration,
+    /// What became of the files it had open.
+    pub files: PutBackReport,
     started: Instant,
     fetched_bytes: u64,
     page_server: Option<PageServerProcess>,
@@ -166,7 +175,7 @@ impl Agent {
     /// Restores a checkpoint. The tree's root becomes a child of the nearest subreaper, this process if it is one.
     ///
     /// # Errors
-    /// Any; then nothing of the tree runs, and the checkpoint is as it was.
+    /// Any; then nothing of the tree runs, and the checkpoint and all files are as they were.
     pub fn restore(&self, request: RestoreRequest, progress: &Progress) -> Result<Restored, AgentError> {
         let started = Instant::now();
         progress.enter(Stage::Preparing);
@@ -195,6 +204,7 @@ impl Agent {
         let images = work.images();
 
         progress.enter(Stage::Fetching);
+        let files = self.put_files_back(checkpoint, request.existing_files)?;
         let mut fetched_bytes = 0;
         let page_server = match request.strategy {
             Strategy::Full => {
@@ -241,6 +251,7 @@ impl Agent {
                 return Err(cause.unwrap_or(error.into()));
             }
         };
+        let files = files.keep();
         let resume = started.elapsed();
         progress.enter(Stage::Filling);
         let strategy = request.strategy;
@@ -249,6 +260,7 @@ impl Agent {
             pid: restored.pid,
             strategy,
             resume,
+            files,
             started,
             fetched_bytes,
             page_server,
@@ -311,6 +323,7 @@ impl Agent {
             }
         }
         let directory = ImageDir::open(images)?;
+        self.block_on(large_images(checkpoint, images))?;
         for object in &checkpoint.manifest().objects {
             let Some(page_object) = page_object(object.id) else { continue };
             directory.write_pagemap(page_object, object.pages_id, &complete_pagemap(object))?;

@@ -136,7 +136,10 @@ pub async fn write_contents(
         let mut write = || {
             let file = match &mut open {
                 Some((known, file)) if *known == object => file,
-                other => &mut other.insert((object, File::options().write(true).open(path)?)).1,
+                other => {
+                    let again = File::options().write(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+                    &mut other.insert((object, again)).1
+                }
             };
             file.write_all_at(&bytes[..inside], start)
         };

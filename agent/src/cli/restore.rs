@@ -15,7 +15,8 @@ use lazy_pages::{
     server::STORE_PATIENCE,
 };
 use migration_agent::{
-    AgentError, Progress, Residency, RestoreRequest, Restored, Strategy, settings,
+    AgentError, ExistingFiles, Progress, PutBackReport, Residency, RestoreRequest, Restored, Strategy,
+    settings,
     supervise::{self, Signals},
 };
 use serde::Serialize;
@@ -33,7 +34,9 @@ use super::{
   migration-agent restore --app cache --detach            return when it runs
   migration-agent restore --app cache --wait-resident     return when all of its pages are in memory
 
-In front, the workload's pipes and terminals continue on this program's standard streams. Detached, they continue in the file named by --output, which is shown in the result.")]
+In front, the workload's pipes and terminals continue on this program's standard streams. Detached, they continue in the file named by --output, which is shown in the result.
+
+Files that travelled with the checkpoint are put back before the tree runs. Where another file has the name, its content stays beside it as NAME.before-CHECKPOINT. If the restore fails, all files are as they were.")]
 pub struct Restore {
     /// Name of the application
     #[arg(long, value_name = "NAME")]
@@ -64,6 +67,9 @@ pub struct Restore {
     /// Restore established TCP connections
     #[arg(long)]
     pub tcp_established: bool,
+    /// What becomes of files that are not as they were at the checkpoint: put them aside, replace them, or refuse to restore
+    #[arg(long, default_value = "set-aside", value_name = "set-aside|replace|refuse")]
+    pub existing_files: ExistingFiles,
 }
 
 /// What `restore` prints.
@@ -76,6 +82,7 @@ struct Report {
     resume_ms: f64,
     #[serde(flatten)]
     residency: Option<Residency>,
+    files: PutBackReport,
     /// Where the pipes and terminals of a detached workload continue.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<PathBuf>,
@@ -104,6 +111,7 @@ pub fn restore(
     request.patience = Duration::from_secs(typed.patience);
     request.page_server_log = (!in_front).then(|| page_server_log(&typed)).transpose()?;
     request.tcp_established = typed.tcp_established;
+    request.existing_files = typed.existing_files;
     let progress = Arc::new(Progress::default());
     let line = ProgressLine::start(Arc::clone(&progress));
     let mut restored = match agent.restore(request, &progress) {
@@ -126,6 +134,7 @@ pub fn restore(
         strategy: restored.strategy,
         resume_ms: restored.resume.as_secs_f64() * 1e3,
         residency,
+        files: restored.files.clone(),
         output: log.clone(),
     };
     if typed.detach && !typed.wait_resident {
@@ -160,6 +169,9 @@ fn describe(report: &Report) -> String {
             residency.faults,
             super::output::human_bytes(residency.fetched_bytes)
         ));
+    }
+    for path in &report.files.set_aside {
+        text.push_str(&format!("\na file that was replaced is now {}", path.display()));
     }
     if let Some(path) = &report.output {
         text.push_str(&format!("\noutput continues in {}", path.display()));
