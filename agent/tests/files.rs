@@ -407,6 +407,25 @@ all_maps = list(maps(os.O_RDONLY, os.O_RDONLY, os.O_RDWR, os.O_RDONLY, os.O_RDON
 }
 
 #[test]
+fn a_name_that_is_no_text_can_be_told() {
+    let fixture = Fixture::local();
+    let holder = Holder::start(&fixture);
+    let path = holder.data.join(OsStr::from_bytes(b"\xff\xfe"));
+    holder.ask(
+        "fd = os.open(os.fsencode(data) + b'/\\xff\\xfe', os.O_RDWR | os.O_CREAT); os.write(fd, b'then')",
+    );
+    holder.leave(&fixture, &[]);
+    fs::write(&path, "later").unwrap();
+    let error = fixture.refused(&["restore", "--app", "app", "--detach", "--existing-files", "refuse"]);
+    assert_eq!(error["reason"], "would-replace-files", "{error}");
+    let restored = fixture.restore("app", "full");
+    assert_eq!(restored["files"]["set_aside"].as_array().unwrap().len(), 1, "{restored}");
+    assert_eq!(fs::read(&path).unwrap(), b"then");
+    assert_eq!(fs::read_dir(&holder.data).unwrap().count(), 2);
+    holder.expect("os.pread(fd, 9, 0)", "b'then'");
+}
+
+#[test]
 fn a_log_that_others_write_too_is_as_long_as_it_was() {
     let fixture = Fixture::local();
     let holder = Holder::start(&fixture);

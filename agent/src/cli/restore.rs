@@ -171,7 +171,7 @@ fn describe(report: &Report) -> String {
         ));
     }
     for path in &report.files.set_aside {
-        text.push_str(&format!("\na file that was replaced is now {}", path.display()));
+        text.push_str(&format!("\na file that was replaced is now {path}"));
     }
     if let Some(path) = &report.output {
         text.push_str(&format!("\noutput continues in {}", path.display()));

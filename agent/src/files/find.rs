@@ -168,36 +168,41 @@ impl Search<'_> {
             let fields: Vec<&str> = line.splitn(6, ' ').collect();
             let [range, access, _, device, inode, file] = fields[..] else { continue };
             let shared = access.ends_with('s');
-            // A library is mapped in several pieces, all alike. Shared ones may differ in what the file was opened for.
-            if inode != "0" && (shared || seen.insert((device, inode, file))) {
+            // A library is mapped in several pieces, all alike. Shared ones may differ in what the file was opened for:
+            // one that may write is enough.
+            let key = (device, inode, file, shared);
+            if inode != "0" && !is_memory(file) && !seen.contains(&key) {
                 // The names in map_files have no leading zeros.
                 let name =
                     range.split('-').map(|end| end.trim_start_matches('0')).collect::<Vec<_>>().join("-");
-                self.open(process.join("map_files").join(name), shared)?;
+                let writable = self.open(process.join("map_files").join(name), shared)?;
+                if writable || !shared {
+                    seen.insert(key);
+                }
             }
         }
         Ok(())
     }
 
-    /// A link to something open or mapped. A private mapping never writes.
-    fn open(&mut self, link: PathBuf, shared_mapping: bool) -> Result<(), FilesError> {
+    /// A link to something open or mapped; whether the tree may write to it. A private mapping never writes.
+    fn open(&mut self, link: PathBuf, shared_mapping: bool) -> Result<bool, FilesError> {
         let looked = Status::followed(&link).and_then(|status| {
             Ok((status, fs::read_link(&link)?, fs::symlink_metadata(&link)?.mode() & libc::S_IWUSR != 0))
         });
         let (status, name, writable) = match looked {
             Ok(seen) => seen,
-            Err(error) if is_gone(&error) => return Ok(()),
+            Err(error) if is_gone(&error) => return Ok(false),
             Err(error) => return Err(FilesError::io("look at", link)(error)),
         };
         if !(status.is_regular() || status.is_directory()) || !self.mounts.hold(&status) {
-            return Ok(());
+            return Ok(false);
         }
         let is_mapping = link.parent().is_some_and(|parent| parent.ends_with("map_files"));
         let writable = writable && status.is_regular() && (shared_mapping || !is_mapping);
         let there = Status::if_there(&name).map_err(FilesError::io("look at", &name))?;
         if there.is_some_and(|there| there.is_same_file(&status)) {
             if name == Path::new("/") {
-                return Ok(());
+                return Ok(false);
             }
             let policy = match self.rules.open {
                 _ if self.is_same(&name) => Some(FilePolicy::Same).filter(|_| status.is_regular()),
@@ -216,7 +221,7 @@ impl Search<'_> {
             self.parents_of(&name)?;
             self.found.deleted.insert((status.device, status.inode), (name, status.weight()));
         }
-        Ok(())
+        Ok(writable)
     }
 
     fn is_same(&self, path: &Path) -> bool {
@@ -288,6 +293,13 @@ fn entries(directory: &Path) -> Result<BTreeSet<PathBuf>, FilesError> {
         Err(error) if is_gone(&error) => Ok(BTreeSet::new()),
         other => other.map_err(FilesError::io("read", directory)),
     }
+}
+
+/// Shared memory, as `/proc/PID/maps` names it: CRIU carries that as memory, and there can be a lot of it.
+fn is_memory(name: &str) -> bool {
+    let name = name.trim_start();
+    name.ends_with(" (deleted)")
+        && ["/dev/zero", "/memfd:", "/SYSV"].iter().any(|kind| name.starts_with(kind))
 }
 
 /// A process, descriptor or file that ended meanwhile; of a zombie `/proc` says as much.

@@ -46,8 +46,8 @@ pub struct PutBackReport {
     pub written: u64,
     /// Those that were there as they should be.
     pub unchanged: u64,
-    /// Where the content of replaced files is now.
-    pub set_aside: Vec<PathBuf>,
+    /// Where the content of replaced files is now; for people, since a path need not be text.
+    pub set_aside: Vec<String>,
 }
 
 /// Files that were put back. Dropping it makes all as it was before; [`PutBack::keep`] is for when the tree runs.
@@ -259,7 +259,7 @@ impl PutBack {
                 tracing::warn!(file = %aside.display(), %error, "a file that was replaced stays behind");
             }
             if kept {
-                self.report.set_aside.push(aside);
+                self.report.set_aside.push(aside.display().to_string());
             }
         }
         std::mem::take(&mut self.report)
