@@ -3,9 +3,9 @@
 //! A file that is as it was at the previous checkpoint, by inode, size and times, is not read at all. Of others every
 //! page is read and hashed, and those the previous checkpoint has are not stored again.
 //!
-//! When the times cannot be trusted: writes through a shared mapping do not always set them, and a file changed within
-//! the last second may be changed again within the same tick of the clock. Such files are noted without identity, and read
-//! again the next time.
+//! When the times cannot be trusted: writes through a shared mapping do not always set them (on a tmpfs never, whoever has
+//! mapped the file), and a file changed within the last second may be changed again within the same tick of the clock. Such
+//! files are noted without identity, and read again the next time.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -82,11 +82,18 @@ impl Captured {
                 && let Some(status) =
                     Status::if_there(&file.path).map_err(FilesError::io("look at", &file.path))?
             {
-                found.carry(file.path.clone(), file.path.clone(), status);
+                found.carry(file.path.clone(), file.path.clone(), status, true);
             }
             sizes.insert(file.path, file.size);
         }
         found.within(limit)?;
+        // Under whichever of its names it is mapped.
+        let hidden = found.files.values().filter(|file| file.writes_hide);
+        let hidden: HashSet<(u64, u64)> =
+            hidden.map(|file| (file.status.device, file.status.inode)).collect();
+        for file in found.files.values_mut() {
+            file.writes_hide = hidden.contains(&(file.status.device, file.status.inode));
+        }
         let mut capture = Capture {
             writer,
             numbers: Numbers::new(parent),
@@ -132,7 +139,7 @@ struct Capture<'a, 'p> {
 
 impl Capture<'_, '_> {
     fn file(&mut self, path: PathBuf, found: FoundFile, size: u64) -> Result<(), AgentError> {
-        let FoundFile { source, status, policy, mapped } = found;
+        let FoundFile { source, status, policy, writes_hide } = found;
         let carried = policy == FilePolicy::Carry;
         let attributes = match carried {
             true => {
@@ -147,13 +154,13 @@ impl Capture<'_, '_> {
             let target = fs::read_link(&source).map_err(FilesError::io("read", &path))?;
             (FileKind::Symlink { target }, 0)
         } else if carried {
-            identity =
-                Some(status.identity()).filter(|_| !mapped && status.size == size && has_settled(&status));
+            identity = Some(status.identity())
+                .filter(|_| !writes_hide && status.size == size && has_settled(&status));
             let inode = (status.device, status.inode);
             let (content, size) = match self.contents.get(&inode) {
                 Some(known) => *known,
                 None => {
-                    let content = self.content(&path, &source, &status, size, mapped)?;
+                    let content = self.content(&path, &source, &status, size, writes_hide)?;
                     self.contents.insert(inode, (content, size));
                     (content, size)
                 }
@@ -174,7 +181,7 @@ impl Capture<'_, '_> {
         source: &Path,
         status: &Status,
         size: u64,
-        mapped: bool,
+        writes_hide: bool,
     ) -> Result<u32, AgentError> {
         let (number, before) = self.numbers.of_path(path);
         self.writer.open(ObjectId::File(number), 0)?;
@@ -183,7 +190,7 @@ impl Capture<'_, '_> {
             before.identity == Some(status.identity())
                 && (before.size, before.attributes.modified) == (size, status.modified)
         });
-        if unchanged && !mapped {
+        if unchanged && !writes_hide {
             self.captured.unchanged.push((number, pages_of(size)));
             return Ok(number);
         }

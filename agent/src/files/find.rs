@@ -29,8 +29,8 @@ pub struct FoundFile {
     pub source: PathBuf,
     pub status: Status,
     pub policy: FilePolicy,
-    /// A task can write to it without the kernel noticing when.
-    pub mapped: bool,
+    /// It can be written to without its times telling.
+    pub writes_hide: bool,
 }
 
 /// All of them.
@@ -49,8 +49,8 @@ impl Found {
     }
 
     /// Adds a file that is carried.
-    pub fn carry(&mut self, path: PathBuf, source: PathBuf, status: Status) {
-        self.add(path, FoundFile { source, status, policy: FilePolicy::Carry, mapped: false });
+    pub fn carry(&mut self, path: PathBuf, source: PathBuf, status: Status, writes_hide: bool) {
+        self.add(path, FoundFile { source, status, policy: FilePolicy::Carry, writes_hide });
     }
 
     fn add(&mut self, path: PathBuf, file: FoundFile) {
@@ -59,7 +59,7 @@ impl Found {
             Entry::Occupied(mut entry) => {
                 let known = entry.get_mut();
                 known.policy = known.policy.max(file.policy);
-                known.mapped |= file.mapped;
+                known.writes_hide |= file.writes_hide;
             }
         }
     }
@@ -212,8 +212,8 @@ impl Search<'_> {
                 OpenFiles::Ignore => None,
             };
             if let Some(policy) = policy {
-                let mapped = writable && shared_mapping;
-                self.found.add(name, FoundFile { source: link, status, policy, mapped });
+                let writes_hide = writable && shared_mapping || self.mounts.hide_writes(&status);
+                self.found.add(name, FoundFile { source: link, status, policy, writes_hide });
             }
         } else if status.is_regular() && status.links == 0 {
             let name = without_mark(&name);
@@ -258,7 +258,8 @@ impl Search<'_> {
             if self.found.files.len() > MAX_FILES {
                 return Err(FilesError::TooMany { count: self.found.files.len() });
             }
-            self.found.carry(path.clone(), path, status);
+            let writes_hide = self.mounts.hide_writes(&status);
+            self.found.carry(path.clone(), path, status, writes_hide);
         }
         Ok(())
     }
@@ -277,7 +278,7 @@ impl Search<'_> {
             }
             match Status::if_there(parent).map_err(FilesError::io("look at", parent))? {
                 Some(status) if status.is_directory() => {
-                    self.found.carry(parent.to_owned(), parent.to_owned(), status);
+                    self.found.carry(parent.to_owned(), parent.to_owned(), status, false);
                 }
                 _ => continue,
             }

@@ -131,8 +131,19 @@ const PSEUDO: [&str; 21] = [
     "tracefs",
 ];
 
+/// File systems whose files live in memory: a write through a shared mapping sets no time.
+const MEMORY: [&str; 2] = ["ramfs", "tmpfs"];
+
+/// What is mounted somewhere.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Pseudo,
+    Memory,
+    Other,
+}
+
 /// The mounts of this program's namespace.
-pub struct Mounts(HashMap<u64, bool>);
+pub struct Mounts(HashMap<u64, Kind>);
 
 impl Mounts {
     /// Reads `/proc/self/mountinfo`; proc_pid_mountinfo(5).
@@ -143,14 +154,23 @@ impl Mounts {
         let text = String::from_utf8_lossy(&text);
         let mount = |line: &str| {
             let id = line.split(' ').next()?.parse().ok()?;
-            let kind = line.split_once(" - ")?.1.split(' ').next()?;
-            Some((id, !PSEUDO.contains(&kind)))
+            let kind = match line.split_once(" - ")?.1.split(' ').next()? {
+                kind if PSEUDO.contains(&kind) => Kind::Pseudo,
+                kind if MEMORY.contains(&kind) => Kind::Memory,
+                _ => Kind::Other,
+            };
+            Some((id, kind))
         };
         Ok(Self(text.lines().filter_map(mount).collect()))
     }
 
     /// Whether files of this mount can be carried: it is one of ours, and not a view of the kernel.
     pub fn hold(&self, status: &Status) -> bool {
-        self.0.get(&status.mount).copied().unwrap_or(false)
+        self.0.get(&status.mount).is_some_and(|kind| *kind != Kind::Pseudo)
+    }
+
+    /// Whether a file of this mount can change without its times telling.
+    pub fn hide_writes(&self, status: &Status) -> bool {
+        self.0.get(&status.mount) == Some(&Kind::Memory)
     }
 }
