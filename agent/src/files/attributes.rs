@@ -74,23 +74,33 @@ pub fn set(path: &Path, wanted: &Attributes) -> io::Result<()> {
 
 /// Its extended attributes, sorted, without labels of a security module: those are the machine's.
 fn xattrs(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    // The most that Linux gives for one list, and for one value.
-    const MOST: usize = 64 << 10;
-    let mut names = vec![0; MOST];
-    let length = match listxattr(path, &mut names[..]) {
-        Ok(length) => length,
+    let names = match whole(|buffer| listxattr(path, buffer)) {
+        Ok(names) => names,
         Err(Errno::NOTSUP) => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),
     };
     let mut found = Vec::new();
-    for name in names[..length].split(|byte| *byte == 0).filter(|name| is_carried(name)) {
-        let mut value = vec![0; MOST];
-        let length = getxattr(path, OsStr::from_bytes(name), &mut value[..])?;
-        value.truncate(length);
+    for name in names.split(|byte| *byte == 0).filter(|name| is_carried(name)) {
+        let value = whole(|buffer| getxattr(path, OsStr::from_bytes(name), buffer))?;
         found.push((name.to_vec(), value));
     }
     found.sort();
     Ok(found)
+}
+
+/// What a call puts into a buffer, which is seldom much and at most what Linux gives for one list or value.
+fn whole(call: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+    const MOST: usize = 64 << 10;
+    let mut buffer = vec![0; 512];
+    let length = match call(&mut buffer) {
+        Err(Errno::RANGE) => {
+            buffer.resize(MOST, 0);
+            call(&mut buffer)?
+        }
+        other => other?,
+    };
+    buffer.truncate(length);
+    Ok(buffer)
 }
 
 fn is_carried(name: &[u8]) -> bool {

@@ -31,7 +31,7 @@ use lazy_pages::{
     units::PAGE_SIZE,
 };
 use rustix::{
-    fs::{CWD, RenameFlags, SeekFrom, renameat_with, seek},
+    fs::{CWD, RenameFlags, SeekFrom, renameat_with, seek, syncfs},
     io::Errno,
 };
 use serde::Serialize;
@@ -178,10 +178,11 @@ impl PutBack {
             }
             other => other?,
         }
-        for (file, new) in written {
-            attributes::set(&new, &file.attributes).map_err(FilesError::io("set the attributes of", &new))?;
-            File::open(&new).and_then(|file| file.sync_all()).map_err(FilesError::io("write", &new))?;
+        for (file, new) in &written {
+            attributes::set(new, &file.attributes).map_err(FilesError::io("set the attributes of", new))?;
         }
+        let new: Vec<&Path> = written.iter().map(|(_, new)| new.as_path()).collect();
+        make_durable(&new)?;
         for (name, new) in others_of {
             fs::hard_link(&name, &new).map_err(FilesError::io("make another name of", &name))?;
         }
@@ -442,6 +443,25 @@ fn remove_leftovers(directory: &Path, id: &str) {
             let _ = fs::remove_file(entry.path());
         }
     }
+}
+
+/// More files than this are synced with everything else on their file system, which takes less time than one by one.
+const MANY: usize = 64;
+
+/// Makes the contents of new files durable.
+fn make_durable(files: &[&Path]) -> Result<(), FilesError> {
+    let mut synced = BTreeSet::new();
+    for path in files {
+        let mut sync = || {
+            let file = File::open(path)?;
+            if files.len() <= MANY {
+                return file.sync_all();
+            }
+            if synced.insert(Status::open(&file)?.device) { Ok(syncfs(&file)?) } else { Ok(()) }
+        };
+        sync().map_err(FilesError::io("write", *path))?;
+    }
+    Ok(())
 }
 
 /// Makes the names in a directory durable.
