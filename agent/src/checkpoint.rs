@@ -7,7 +7,8 @@
 //! | look at the tree, probe the store, load the previous checkpoint | tree runs, nothing written |
 //! | CRIU freezes the tree and streams its pages to the sink thread | CRIU loses its peer and lets the tree go on; packs that no manifest names |
 //! | pages are packed and uploaded while they arrive | the same |
-//! | `post-dump`: tree still frozen, all images written; bundle and page hashes are put | the same |
+//! | `post-dump`: tree still frozen, all images written; files are read | the same |
+//! | bundle and page hashes are put | the same |
 //! | the manifest is put: **the commit** | tree runs on *and* the checkpoint is complete |
 //! | CRIU is told to go on: it kills the tree, or resumes it | as asked for |
 //!
@@ -17,6 +18,8 @@
 //! A checkpoint that would build on more than [`CheckpointRequest::max_chain_depth`] others is made as if there were none:
 //! it has no parent and uploads everything. While pages of the tree still arrive that is impossible, for they are nowhere
 //! but in the parent; such a checkpoint is made longer than the limit, and the first one after the last page is full.
+//!
+//! Files are read at `post-dump`, when nothing of the tree can write to them; the source of the module `files` has the rules.
 //!
 //! So the tree is killed only after its checkpoint exists, and every failure before that leaves it running. Back-pressure
 //! from the store reaches CRIU through its page socket: memory here stays bounded, and holding CRIU back costs nothing
@@ -46,8 +49,9 @@ use crate::{
     cancel::Cancel,
     dumped_images::DumpedImages,
     error::AgentError,
+    files::{self, Captured, FileCounts, FileRules, FilesError},
     host,
-    page_sink::{ReceivedPages, receive_pages, widen},
+    page_sink::{Received, receive_pages, widen},
     progress::{Progress, Stage},
     tree::Tree,
     workdir::WorkDir,
@@ -71,6 +75,8 @@ pub struct CheckpointRequest {
     /// How many checkpoints this one may build on, one on the other; where it would be more, a full one is made. See
     /// [`DEFAULT_MAX_CHAIN_DEPTH`].
     pub max_chain_depth: u32,
+    /// Which files travel with it.
+    pub files: FileRules,
 }
 
 /// A checkpoint refers to packs of this many earlier ones at most, unless told otherwise.
@@ -87,6 +93,7 @@ impl CheckpointRequest {
             id: None,
             cancel: Cancel::default(),
             max_chain_depth: DEFAULT_MAX_CHAIN_DEPTH,
+            files: FileRules::default(),
         }
     }
 }
@@ -110,6 +117,8 @@ pub struct CheckpointReport {
     pub pages: PageCounts,
     /// Sizes.
     pub bytes: ByteCounts,
+    /// Files that travel with it.
+    pub files: FileCounts,
     /// What the tree is doing now: `running` or `killed`.
     pub left: &'static str,
 }
@@ -117,7 +126,7 @@ pub struct CheckpointReport {
 /// Pages of 4 KiB.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct PageCounts {
-    /// All that CRIU found in memory, and those that were still on their way into it.
+    /// All that CRIU found in memory, those that were still on their way into it, and those of files that were read.
     pub total: u64,
     /// Zero ones, of which nothing is stored.
     pub zero: u64,
@@ -163,9 +172,14 @@ impl Agent {
         let criu = self.criu()?;
         let tree = Tree::of(request.pid)?;
         let look = Look::at(&tree, &request.app)?;
+        let found = files::find(&tree, &request.files)?;
+        found.within(request.files.limit)?;
         let version = criu.version()?;
         self.block_on(request.cancel.or_run(self.store.probe()))?;
         let work = WorkDir::create(self.work_parent.as_deref())?;
+        if found.deleted_bytes() > work.room()? {
+            return Err(FilesError::NoRoom { needed: found.deleted_bytes(), room: work.room()? }.into());
+        }
         let parent = match look.served() {
             Some(served) => Some(self.block_on(request.cancel.or_run(self.served(&request.app, served)))?),
             None => {
@@ -191,7 +205,7 @@ impl Agent {
         {
             tracing::warn!(%error, "the lease on the previous checkpoint stays until it expires");
         }
-        let Committed { manifest, pending } = committed?;
+        let Committed { manifest, pending, files } = committed?;
         // The checkpoint exists now, whatever CRIU says of its own time: then the whole dump is the bound.
         let frozen = frozen_time(&work.images()).unwrap_or_else(|error| {
             tracing::warn!(%error, "how long the tree was frozen is not known exactly");
@@ -213,6 +227,7 @@ impl Agent {
                 stored: statistics.pages_stored,
             },
             bytes: ByteCounts { memory: progress.now().1, uploaded: statistics.bytes_uploaded },
+            files,
             left: if request.leave_running { "running" } else { "killed" },
         })
     }
@@ -255,11 +270,15 @@ impl Agent {
     }
 }
 
+/// Bytes up to which CRIU takes a deleted file into its images unless told otherwise.
+const GHOST_LIMIT: u64 = 1 << 20;
+
 /// A checkpoint that exists.
 struct Committed {
     manifest: Manifest,
     /// Pages taken over because they had not arrived.
     pending: u64,
+    files: FileCounts,
 }
 
 /// One dump, from the freeze to the commit.
@@ -282,7 +301,7 @@ impl Dump<'_> {
             agent.runtime.handle().clone(),
             self.request.app.clone(),
             self.request.id.unwrap_or_else(CheckpointId::new),
-            parent,
+            parent.clone(),
             // Pages that have not arrived refer to the same frames as those that have.
             WriterOptions { rewrite_sparse: self.look.served().is_none(), ..WriterOptions::default() },
         )?;
@@ -310,7 +329,7 @@ impl Dump<'_> {
                 if matches!(notification, Notification::PostDump) {
                     let received = sink.take().map_or(Err(AgentError::NoCommit), join)?;
                     progress.enter(Stage::Committing);
-                    committed = Some(self.commit(received, &streams)?);
+                    committed = Some(self.commit(received, &streams, parent.as_deref())?);
                 }
                 Ok(())
             });
@@ -358,7 +377,8 @@ impl Dump<'_> {
             .tcp_established(self.request.tcp_established)
             .shell_job(self.tree.session_is_outside())
             .file_locks(true)
-            .link_remap(true);
+            .link_remap(true)
+            .ghost_limit(self.request.files.limit.clamp(GHOST_LIMIT, u32::MAX.into()) as u32);
         // Only where packets have to be held back: to prepare the lock takes more of the kernel than not to have one.
         let options = match self.request.tcp_established {
             true => options.network_lock(host::network_lock()),
@@ -369,8 +389,21 @@ impl Dump<'_> {
     }
 
     /// Called while the tree is frozen and all images are written. Returns when the checkpoint exists.
-    fn commit(&self, received: ReceivedPages, streams: &[ExternalStream]) -> Result<Committed, AgentError> {
+    fn commit(
+        &self,
+        mut received: Received,
+        streams: &[ExternalStream],
+        parent: Option<&Parent>,
+    ) -> Result<Committed, AgentError> {
+        let rules = &self.request.files;
+        // As it is now, with every task that was started since.
+        let found = files::find(&Tree::of(self.request.pid)?, rules)?;
+        let parent = parent.map(Parent::manifest);
+        let files = Captured::read(&mut received.writer, found, &self.work.images(), parent, rules.limit)?;
+        let mut received = received.seal()?;
+        files.take_over(&mut received.pages)?;
         let pending = received.taken_pages();
+        let counts = files.counts;
         let images = DumpedImages::read(&self.work.images(), &received.entries, &received.taken)?;
         let meta = CheckpointMeta {
             vmas: images.vmas,
@@ -378,11 +411,13 @@ impl Dump<'_> {
             host: host::facts(self.version),
             streams: streams.to_vec(),
             bundle: images.bundle,
+            files: files.files,
+            large_images: files.large_images,
         };
         let cancel = &self.request.cancel;
         let commit = received.pages.commit_if(meta, || cancel.pass());
         let manifest = self.agent.block_on(cancel.or_run(commit))?;
-        Ok(Committed { manifest, pending })
+        Ok(Committed { manifest, pending, files: counts })
     }
 }
 

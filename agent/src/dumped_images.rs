@@ -10,7 +10,7 @@ use lazy_pages::{
     writer::TakenOver,
 };
 
-use crate::{error::AgentError, pagemap};
+use crate::{error::AgentError, files::is_large_image, pagemap};
 
 /// What CRIU wrote beside the pages, read while the tree is frozen.
 pub struct DumpedImages {
@@ -18,7 +18,7 @@ pub struct DumpedImages {
     pub tasks: Vec<Task>,
     /// The areas of each task that a restore may fill on demand.
     pub vmas: HashMap<ObjectId, Vec<Vma>>,
-    /// The archive of all images but pages.
+    /// The archive of all images but pages and large ones.
     pub bundle: Bytes,
 }
 
@@ -64,7 +64,8 @@ impl DumpedImages {
         for file in files.flatten() {
             let Ok(name) = file.file_name().into_string() else { continue };
             // The pages of every object are in packs; statistics describe this dump, not the process.
-            if !name.ends_with(".img") {
+            let size = file.metadata().map_err(AgentError::path("look at", file.path()))?.len();
+            if !name.ends_with(".img") || is_large_image(&name, size) {
                 continue;
             }
             let content = fs::read(file.path()).map_err(AgentError::path("read", file.path()))?;

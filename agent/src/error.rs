@@ -7,12 +7,15 @@ use lazy_pages::{
     catalog::CatalogError,
     format::bundle::BundleError,
     ids::{AppId, CheckpointId},
+    materialize::MaterializeError,
     reader::ReadError,
     server::SnapshotError,
     store::StoreError,
     verify::VerifyError,
     writer::{ParentError, WriteError},
 };
+
+use crate::files::FilesError;
 
 /// Why an operation of the agent failed. Nothing it says happened is guessed: a checkpoint that fails leaves the process
 /// running, a restore that fails leaves the checkpoint as it was.
@@ -75,6 +78,15 @@ pub enum AgentError {
     StillArriving {
         /// The root of the tree.
         pid: u32,
+    },
+    /// A handover carries memory only.
+    #[error(
+        "{} is open for writing and would have to travel, which it cannot with lazy-direct and lazy-hybrid; use lazy-storage",
+        path.display()
+    )]
+    FilesTravel {
+        /// The first such file.
+        path: PathBuf,
     },
     /// More memory than a handover can describe.
     #[error("the tree has more memory than can be handed over")]
@@ -171,6 +183,12 @@ pub enum AgentError {
     /// A checkpoint could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// Files could not be carried or put back.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// Images that are too large for the bundle could not be written.
+    #[error(transparent)]
+    Materialize(#[from] MaterializeError),
     /// A checkpoint is not complete.
     #[error(transparent)]
     Verify(#[from] VerifyError),
@@ -253,6 +271,7 @@ impl AgentError {
         match self {
             Self::NoSuchProcess { .. } => "no-such-process",
             Self::StillArriving { .. } => "still-arriving",
+            Self::FilesTravel { .. } => "files-travel",
             Self::TooLarge => "too-large",
             Self::RunsElsewhere { .. } => "runs-elsewhere",
             Self::NotHandedOver { .. } => "not-handed-over",
@@ -278,6 +297,8 @@ impl AgentError {
             Self::Write(_) => "write",
             Self::Catalog(_) => "catalog",
             Self::Read(_) => "read",
+            Self::Files(error) => error.reason(),
+            Self::Materialize(_) => "images",
             Self::Verify(_) => "verify",
             Self::PageServer { .. } => "page-server",
             Self::NoCommit => "criu-protocol",
@@ -370,6 +391,7 @@ impl AgentError {
                 "retry when that has ended; what a crash left behind expires after an hour"
             }
             Self::Criu(error) => return error.hint().map(str::to_owned),
+            Self::Files(error) => return error.hint().map(str::to_owned),
             _ => return self.store_error().and_then(store_hint),
         };
         Some(hint.to_owned())

@@ -13,6 +13,7 @@ pub mod client;
 mod dumped_images;
 mod error;
 pub mod fence;
+mod files;
 pub mod handover;
 mod host;
 pub mod launch;
@@ -35,6 +36,7 @@ pub use self::{
     cancel::Cancel,
     checkpoint::{ByteCounts, CheckpointReport, CheckpointRequest, PageCounts},
     error::{AgentError, chain as error_chain},
+    files::{DEFAULT_FILE_LIMIT, ExistingFiles, FileCounts, FileRules, FilesError, OpenFiles, PutBackReport},
     progress::{Progress, Stage},
     restore::{Residency, RestoreRequest, Restored, Strategy},
     tree::is_alive,

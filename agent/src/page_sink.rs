@@ -22,7 +22,26 @@ use lazy_pages::{
 
 use crate::{dumped_images::object_id, error::AgentError, pagemap, progress::Progress};
 
-/// What the sink has when CRIU has sent its last page.
+/// What the sink has when CRIU has sent its last page. The writer takes more: the contents of files.
+pub struct Received {
+    /// Has all pages that CRIU sent, and packs them meanwhile.
+    pub writer: CheckpointWriter,
+    /// The page map of each object as sent, and the number of its pages file.
+    entries: HashMap<PageObject, (u32, Vec<PagemapEntry>)>,
+    /// What may not have arrived in the tree.
+    pending: Vec<Pending>,
+}
+
+impl Received {
+    /// Ends the writing of pages, and takes over from the parent what has not arrived and was not sent.
+    pub fn seal(self) -> Result<ReceivedPages, AgentError> {
+        let mut pages = self.writer.finish_pages()?;
+        let taken = take_over(&mut pages, &self.pending)?;
+        Ok(ReceivedPages { pages, entries: self.entries, taken })
+    }
+}
+
+/// All pages of a checkpoint.
 pub struct ReceivedPages {
     /// The pages, packed.
     pub pages: SealedPages,
@@ -56,7 +75,7 @@ pub fn receive_pages(
     mut writer: CheckpointWriter,
     progress: &Progress,
     pending: impl FnOnce() -> Result<Vec<Pending>, AgentError>,
-) -> Result<ReceivedPages, AgentError> {
+) -> Result<Received, AgentError> {
     let mut stream = PageStream::new(socket, version);
     let mut entries: HashMap<PageObject, (u32, Vec<PagemapEntry>)> = HashMap::new();
     let mut current = None;
@@ -95,9 +114,7 @@ pub fn receive_pages(
             Record::Close => {
                 // This only ends the transfer: the dump is committed or given up in answer to `post-dump`.
                 stream.finish(0)?;
-                let mut pages = writer.finish_pages()?;
-                let taken = take_over(&mut pages, &pending)?;
-                return Ok(ReceivedPages { pages, entries, taken });
+                return Ok(Received { writer, entries, pending });
             }
         }
     }
@@ -203,7 +220,7 @@ mod tests {
             thread::scope(|scope| {
                 let criu = scope.spawn(|| send(theirs, pages, answered));
                 let received = receive_pages(ours, VERSION, writer, &Progress::default(), pending);
-                (received, criu.join().unwrap())
+                (received.and_then(Received::seal), criu.join().unwrap())
             })
         }
 
@@ -222,6 +239,8 @@ mod tests {
                 host: Host::default(),
                 streams: Vec::new(),
                 bundle: bundle::pack(Vec::new()).unwrap(),
+                files: Vec::new(),
+                large_images: Vec::new(),
             };
             self.runtime.block_on(received.pages.commit(meta)).unwrap()
         }

@@ -8,8 +8,10 @@
 //! - *full*: all pages are fetched into CRIU's images on tmpfs first; no userfaultfd, no page server, twice the memory
 //!   for the time of the restore.
 //!
-//! A restore never changes the checkpoint. If it fails, whatever CRIU had built is ended: a tree either runs with all of
-//! its memory, or not at all.
+//! Files that travel with the checkpoint are put back before CRIU starts; the source of the module `files` has the rules.
+//!
+//! A restore never changes the checkpoint. If it fails, whatever CRIU had built is ended and files are as they were: a tree
+//! either runs with all of its memory and files, or not at all.
 
 use std::{
     fmt, fs,
@@ -27,6 +29,7 @@ use lazy_pages::{
     catalog::{Catalog, CatalogError},
     format::{Manifest, MemoryMap, ObjectId},
     ids::{AppId, CheckpointId},
+    materialize::large_images,
     reader::{Checkpoint, Pages, ReadError},
     server::{STORE_PATIENCE, daemon::Origin},
     units::PAGE_SIZE,
@@ -47,6 +50,7 @@ use crate::{
     checkpoint::unwrap_handler,
     error::AgentError,
     fence::{Claim, Fence, Runner},
+    files::{ExistingFiles, PutBackReport},
     handover::{HandedOver, Remote},
     host,
     page_server::{Log, PageServerProcess, Served},
@@ -128,6 +132,8 @@ pub struct RestoreRequest {
     pub handover: Option<HandedOver>,
     /// Gives it up, until the tree is about to run; nothing of it is left then.
     pub cancel: Cancel,
+    /// What becomes of files that differ from those of the checkpoint.
+    pub existing_files: ExistingFiles,
 }
 
 impl RestoreRequest {
@@ -144,6 +150,7 @@ impl RestoreRequest {
             tcp_established: false,
             handover: None,
             cancel: Cancel::default(),
+            existing_files: ExistingFiles::SetAside,
         }
     }
 }
@@ -159,6 +166,8 @@ pub struct Restored {
     pub strategy: Strategy,
     /// From the start of the restore until the tree ran.
     pub resume: Duration,
+    /// What became of the files it had open.
+    pub files: PutBackReport,
     started: Instant,
     fetched_bytes: u64,
     page_server: Option<PageServerProcess>,
@@ -207,7 +216,7 @@ impl Agent {
     /// Restores a checkpoint. The tree's root becomes a child of the nearest subreaper, this process if it is one.
     ///
     /// # Errors
-    /// Any; then nothing of the tree runs, and the checkpoint is as it was.
+    /// Any; then nothing of the tree runs, and the checkpoint and all files are as they were.
     pub fn restore(&self, request: RestoreRequest, progress: &Progress) -> Result<Restored, AgentError> {
         let cancel = request.cancel.clone();
         self.bring_back(request, progress).map_err(|error| match cancel.is_cancelled() {
@@ -255,6 +264,7 @@ impl Agent {
         if request.strategy == Strategy::Full {
             progress.expect_bytes(manifest.stored_pages() * PAGE_SIZE as u64);
         }
+        let files = self.put_files_back(checkpoint, request.existing_files)?;
         let mut fetched_bytes = 0;
         let page_server = match request.strategy {
             Strategy::Full => {
@@ -321,6 +331,7 @@ impl Agent {
                 return Err(cause.unwrap_or_else(|| unwrap_handler(error)));
             }
         };
+        let files = files.keep();
         let resume = started.elapsed();
         progress.enter(Stage::Filling);
         let strategy = request.strategy;
@@ -329,6 +340,7 @@ impl Agent {
             pid: restored.pid,
             strategy,
             resume,
+            files,
             started,
             fetched_bytes,
             page_server,
@@ -402,8 +414,10 @@ impl Agent {
             }
         }
         let directory = ImageDir::open(images)?;
+        self.block_on(large_images(checkpoint, images))?;
         for object in &checkpoint.manifest().objects {
-            directory.write_pagemap(page_object(object.id), object.pages_id, &complete_pagemap(object))?;
+            let Some(page_object) = page_object(object.id) else { continue };
+            directory.write_pagemap(page_object, object.pages_id, &complete_pagemap(object))?;
             let file = directory.create_pages(object.pages_id)?;
             let mut file = BufWriter::with_capacity(WRITE_BUFFER, file);
             let read = checkpoint.read_object(object.id, Pages::All, |_, bytes| {
@@ -436,10 +450,12 @@ fn complete_pagemap(object: &MemoryMap) -> Vec<PagemapEntry> {
     entries
 }
 
-fn page_object(id: ObjectId) -> PageObject {
+/// CRIU's name of a memory object; it knows nothing of files' contents.
+fn page_object(id: ObjectId) -> Option<PageObject> {
     match id {
-        ObjectId::Task(pid) => PageObject::Task(pid),
-        ObjectId::Shared(id) => PageObject::Shared(id),
+        ObjectId::Task(pid) => Some(PageObject::Task(pid)),
+        ObjectId::Shared(id) => Some(PageObject::Shared(id)),
+        ObjectId::File(_) => None,
     }
 }
 

@@ -50,6 +50,16 @@ impl WorkDir {
     pub fn images(&self) -> PathBuf {
         self.path.join("images")
     }
+
+    /// Bytes that fit into it.
+    ///
+    /// # Errors
+    /// When the file system does not tell.
+    pub fn room(&self) -> Result<u64, AgentError> {
+        let told = rustix::fs::statvfs(&self.path);
+        let told = told.map_err(|errno| AgentError::path("look at", &self.path)(errno.into()))?;
+        Ok(told.f_bavail.saturating_mul(told.f_frsize))
+    }
 }
 
 impl Drop for WorkDir {

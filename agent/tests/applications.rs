@@ -82,3 +82,49 @@ fn redis_keeps_every_key_and_takes_writes() {
         }
     }
 }
+
+#[test]
+fn redis_goes_on_with_its_append_only_file_on_a_machine_that_had_none() {
+    let fixture = Fixture::local();
+    let server = redis::Server::start().unwrap();
+    let pid = server.pid();
+    let folder = fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
+    let mut client = server.client().unwrap();
+    client.load(0, 4 << 20).unwrap();
+    client.command(&[b"CONFIG", b"SET", b"appendonly", b"yes"]).unwrap();
+    let written = || process::children(pid).is_empty() && folder.join("appendonlydir").exists();
+    assert!(process::wait_until(LIMIT, written), "the append-only file was not written");
+    client.set(b"before", b"1").unwrap();
+    drop(client);
+    let path = folder.to_str().unwrap().to_owned();
+    for (strategy, key) in STRATEGIES.into_iter().zip([b"first", b"other"]) {
+        // What it has open is one file of three; to start again it needs all of them.
+        fixture.json(&["checkpoint", "--app", "redis", "--pid", &pid.to_string(), "--path", &path]);
+        assert!(process::wait_gone(pid, LIMIT));
+        fs::remove_dir_all(&folder).unwrap();
+        fixture.restore("redis", strategy);
+        server.client().unwrap().set(key, b"2").unwrap();
+        process::wait_resident(pid, LIMIT).unwrap();
+    }
+    let mut client = server.client().unwrap();
+    let digest = client.digest().unwrap();
+    drop(client);
+    process::end(pid).unwrap();
+    assert!(process::wait_gone(pid, LIMIT));
+
+    let port = process::free_port().unwrap();
+    let mut again = Command::new("redis-server");
+    again.args(["--appendonly", "yes", "--save", "", "--port", &port.to_string(), "--dir", &path]);
+    again.args(["--enable-debug-command", "local"]);
+    let mut again = again.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut found = None;
+    process::wait_until(LIMIT, || {
+        let asked = redis::Client::connect(port, LIMIT).and_then(|mut client| client.digest());
+        found = asked.ok();
+        // Until all is loaded it answers with what it has.
+        found.as_ref() == Some(&digest)
+    });
+    again.kill().unwrap();
+    again.wait().unwrap();
+    assert_eq!(found, Some(digest));
+}

@@ -424,7 +424,7 @@ fn executable(name: &str) -> PathBuf {
     let built =
         Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("state-{name}-{:016x}", version.finish()));
     if !built.exists() {
-        let mine = built.with_extension(std::process::id().to_string());
+        let mine = built.with_extension(format!("{}-{:?}", std::process::id(), thread::current().id()));
         let compiler = std::env::var_os("CC").unwrap_or("cc".into());
         let compiled = Command::new(compiler).args(FLAGS).arg("-o").args([&mine, &source]).status().unwrap();
         assert!(compiled.success(), "{name}.c does not compile");

@@ -1,18 +1,23 @@
-//! Writing the image directory from which stock CRIU restores a checkpoint lazily: all images of the bundle, and for each
+//! Writing the image directory from which stock CRIU restores a checkpoint lazily: all images, and for each
 //! memory object a `pages-<n>.img` with only the pages that must be there before a process runs. The bundle's pagemap
 //! images describe exactly these; every other page comes from the page server.
 //!
 //! What always holds: the directory was empty before and no file is overwritten. On an error, what was written stays
-//! there, and the directory is of no use. It is meant to be a tmpfs; nothing is synced to a disk.
+//! there, and the directory is of no use. It is meant to be a tmpfs; nothing is synced to a disk. Files that travel with
+//! the checkpoint are not images, and not put anywhere here.
 
 use std::{
+    collections::HashMap,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, BufWriter, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
-use crate::reader::{Checkpoint, Pages, ReadError};
+use crate::{
+    format::{LargeImage, ObjectId, Run, Source},
+    reader::{Checkpoint, Pages, ReadError},
+};
 
 /// What was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,7 +65,13 @@ pub async fn materialize_lazy(
         written.files += 1;
         written.bytes += file.content.len() as u64;
     }
+    let images = large_images(checkpoint, directory).await?;
+    written.files += images.files;
+    written.bytes += images.bytes;
     for object in &checkpoint.manifest().objects {
+        if matches!(object.id, ObjectId::File(_)) {
+            continue;
+        }
         let path = directory.join(format!("pages-{}.img", object.pages_id));
         let failed = |source| MaterializeError::Write { path: path.clone(), source };
         let mut file = BufWriter::with_capacity(256 << 10, create(&path).map_err(failed)?);
@@ -78,6 +89,66 @@ pub async fn materialize_lazy(
         written.bytes += bytes;
     }
     Ok(written)
+}
+
+/// Writes the images that are too large for the bundle into `directory`, which is there already.
+///
+/// # Errors
+/// When a file is there already or cannot be written, or the checkpoint cannot be read.
+pub async fn large_images(
+    checkpoint: &Checkpoint,
+    directory: &Path,
+) -> Result<Materialized, MaterializeError> {
+    let mut written = Materialized::default();
+    for LargeImage { name, size, content } in &checkpoint.manifest().large_images {
+        let path = directory.join(name);
+        write_contents(checkpoint, &[(*content, *size, path)]).await?;
+        written.files += 1;
+        written.bytes += size;
+    }
+    Ok(written)
+}
+
+/// Writes contents of files, given by number, size and where they go. Only the user of this process may read what is
+/// made. Zero pages become holes.
+///
+/// # Errors
+/// When a file is there already or cannot be written, or the checkpoint cannot be read.
+pub async fn write_contents(
+    checkpoint: &Checkpoint,
+    contents: &[(u32, u64, PathBuf)],
+) -> Result<(), MaterializeError> {
+    for (_, size, path) in contents {
+        let make = create(path).and_then(|file| file.set_len(*size));
+        make.map_err(|source| MaterializeError::Write { path: path.clone(), source })?;
+    }
+    let places: HashMap<u32, (u64, &Path)> =
+        contents.iter().map(|(content, size, path)| (*content, (*size, path.as_path()))).collect();
+    let objects: Vec<ObjectId> = places.keys().map(|content| ObjectId::File(*content)).collect();
+    // One is written after another, so one is open at a time.
+    let mut open: Option<(ObjectId, File)> = None;
+    let mut failed = None;
+    let sink = |object: ObjectId, run: Run, bytes: &[u8]| {
+        let (ObjectId::File(content), Source::Stored { .. }) = (object, run.source) else { return Ok(()) };
+        let Some((size, path)) = places.get(&content) else { return Ok(()) };
+        let start = run.start.get();
+        let inside = (bytes.len() as u64).min(size.saturating_sub(start)) as usize;
+        let mut write = || {
+            let file = match &mut open {
+                Some((known, file)) if *known == object => file,
+                other => {
+                    let again = File::options().write(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+                    &mut other.insert((object, again)).1
+                }
+            };
+            file.write_all_at(&bytes[..inside], start)
+        };
+        write().inspect_err(|_| failed = Some(path.to_path_buf()))
+    };
+    match (checkpoint.read_objects(&objects, Pages::All, sink).await, failed) {
+        (Err(ReadError::Sink(source)), Some(path)) => Err(MaterializeError::Write { path, source }),
+        (result, _) => Ok(result?),
+    }
 }
 
 fn prepare(directory: &Path) -> Result<(), MaterializeError> {

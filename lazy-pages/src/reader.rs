@@ -9,7 +9,7 @@
 //! - Dropping a future stops the requests it started.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     io,
     ops::Range,
     sync::{
@@ -179,13 +179,36 @@ impl Checkpoint {
         pages: Pages,
         mut sink: impl FnMut(Run, &[u8]) -> io::Result<()>,
     ) -> Result<(), ReadError> {
-        let map = self.manifest.object(object).ok_or(ReadError::NoSuchObject(object))?;
-        let wanted = || map.runs.iter().filter(|run| pages.include(map, run));
+        self.read_objects(&[object], pages, |_, run, bytes| sink(run, bytes)).await
+    }
+
+    /// The same for several objects, one after another in the order of the manifest. Many small ones that were stored
+    /// together come with few requests.
+    ///
+    /// # Errors
+    /// As [`Self::read_object`].
+    pub async fn read_objects(
+        &self,
+        objects: &[ObjectId],
+        pages: Pages,
+        mut sink: impl FnMut(ObjectId, Run, &[u8]) -> io::Result<()>,
+    ) -> Result<(), ReadError> {
+        let mut unknown: HashSet<ObjectId> = objects.iter().copied().collect();
+        let maps: Vec<&MemoryMap> =
+            self.manifest.objects.iter().filter(|map| unknown.remove(&map.id)).collect();
+        if let Some(object) = unknown.into_iter().min() {
+            return Err(ReadError::NoSuchObject(object));
+        }
+        let wanted = || {
+            maps.iter().copied().flat_map(move |map| {
+                map.runs.iter().filter(move |run| pages.include(map, run)).map(move |run| (map.id, run))
+            })
+        };
         // Frames in the order of first use, and how often each is used: pages that changed since the parent was made
         // interrupt the pages of its frames, so a frame may be needed again a few runs later.
         let mut order = Vec::new();
         let mut uses: HashMap<u32, u32> = HashMap::new();
-        for run in wanted() {
+        for (_, run) in wanted() {
             if let Source::Stored { frame, .. } = run.source {
                 let count = uses.entry(frame.0).or_insert(0);
                 if *count == 0 {
@@ -196,10 +219,10 @@ impl Checkpoint {
         }
         let mut ahead = self.fetch_in_order(order);
         let mut here: HashMap<u32, VerifiedFrame> = HashMap::new();
-        for run in wanted() {
+        for (object, run) in wanted() {
             let Source::Stored { frame, first, .. } = run.source else {
                 for stretch in stretches(*run) {
-                    sink(stretch, &ZEROS[..stretch.pages as usize * PAGE_SIZE])?;
+                    sink(object, stretch, &ZEROS[..stretch.pages as usize * PAGE_SIZE])?;
                 }
                 continue;
             };
@@ -211,7 +234,7 @@ impl Checkpoint {
                 }
             }
             if let Some(bytes) = here.get(&frame.0) {
-                sink(*run, bytes.pages(first, run.pages))?;
+                sink(object, *run, bytes.pages(first, run.pages))?;
             }
             if let Some(left) = uses.get_mut(&frame.0) {
                 *left -= 1;

@@ -13,7 +13,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    format::{Manifest, PageHash, Source, keys},
+    format::{FilePolicy, Manifest, PageHash, Source, keys},
     ids::PackId,
     reader::{Checkpoint, ReadError},
     store::StoreError,
@@ -32,12 +32,17 @@ pub struct Report {
     pub frames_read: u64,
     /// Files in the bundle.
     pub bundle_files: u64,
+    /// Files that travel with it; their content is in the frames.
+    pub files: u64,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { packs, frames, frames_read, bundle_files, .. } = self;
-        write!(f, "{packs} packs, {frames} frames ({frames_read} of them read), {bundle_files} images")
+        let Self { packs, frames, frames_read, bundle_files, files, .. } = self;
+        write!(
+            f,
+            "{packs} packs, {frames} frames ({frames_read} of them read), {bundle_files} images, {files} files"
+        )
     }
 }
 
@@ -61,7 +66,8 @@ pub async fn verify(
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<Report, VerifyError> {
     let manifest = checkpoint.manifest();
-    let mut report = Report { frames: manifest.frames.len() as u64, ..Report::default() };
+    let carried = manifest.files.iter().filter(|file| file.policy == FilePolicy::Carry).count() as u64;
+    let mut report = Report { frames: manifest.frames.len() as u64, files: carried, ..Report::default() };
     let mut problems = Vec::new();
 
     match checkpoint.bundle().await {

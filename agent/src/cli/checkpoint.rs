@@ -1,11 +1,11 @@
 //! `checkpoint`: a running tree goes into the store, once or at intervals.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{path::PathBuf, process::ExitCode, str::FromStr, sync::Arc, time::Duration};
 
 use clap::Args;
 use lazy_pages::{catalog::Retention, ids::AppId};
 use migration_agent::{
-    Agent, AgentError, CheckpointRequest, Progress,
+    Agent, AgentError, CheckpointRequest, DEFAULT_FILE_LIMIT, FileRules, OpenFiles, Progress,
     checkpoint::DEFAULT_MAX_CHAIN_DEPTH,
     periodic::{Event, Periodic, Stop},
     supervise,
@@ -24,9 +24,13 @@ use super::{
 #[command(after_help = "Examples:
   migration-agent checkpoint --app cache --pid 4711 --leave-running --json
   migration-agent checkpoint --app cache --pid 4711 --every 30s --keep 3
+  migration-agent checkpoint --app cache --pid 4711 --path /var/lib/redis --same /mnt/shared --file-limit 8GiB
 
 The process is ended only after its checkpoint is durable. If anything fails before, it goes on running.
 With --agent it is that agent that does it, with its own store; then the pid is as that agent sees it.
+
+Files that it has open for writing, or mapped for that, travel with the checkpoint, deleted ones too, and are put back by
+a restore. Files it only reads must be where it is restored.
 
 With --every, checkpoints are taken until the process ends or this program is told to end (SIGTERM, SIGINT), and the process goes on. A result is printed for each. One that fails is tried again at the next interval, and less and less often while that goes on failing. The exit code is 0 if the last one succeeded.")]
 pub struct Checkpoint {
@@ -54,8 +58,48 @@ pub struct Checkpoint {
     /// After each of these keep those younger than this, as `gc` does
     #[arg(long, value_name = "TIME", value_parser = duration::parse, requires = "every")]
     pub keep_for: Option<Duration>,
+    /// Carry this file or directory too, whether open or not; can be given several times
+    #[arg(long, value_name = "PATH")]
+    pub path: Vec<PathBuf>,
+    /// Files open for writing: `carry` them, expect them to be the `same` where it is restored, or `ignore` them
+    #[arg(long, default_value = "carry", value_name = "carry|same|ignore")]
+    pub files: OpenFiles,
+    /// Do not carry what is here, because it is on a volume that is seen from everywhere: a restore wants it unmodified;
+    /// can be given several times
+    #[arg(long, value_name = "PATH")]
+    pub same: Vec<PathBuf>,
+    /// Refuse to carry more bytes than this in all
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(DEFAULT_FILE_LIMIT))]
+    pub file_limit: ByteSize,
     #[command(flatten)]
     pub through: Through,
+}
+
+/// A number of bytes, typed with or without a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteSize(u64);
+
+const UNITS: [(&str, u64); 5] =
+    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("", 1)];
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let size = UNITS.iter().find_map(|(unit, bytes)| {
+            let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+            number.checked_mul(*bytes)
+        });
+        size.map(Self).ok_or_else(|| format!("`{text}` is no size: use 800MiB, 5GiB or a number of bytes"))
+    }
+}
+
+impl std::fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let unit = UNITS.iter().find(|(_, bytes)| self.0 >= *bytes && self.0.is_multiple_of(*bytes));
+        let (unit, bytes) = unit.unwrap_or(&("", 1));
+        write!(f, "{}{unit}", self.0 / bytes)
+    }
 }
 
 /// Takes one and shows how far it is, or takes one after the other.
@@ -68,6 +112,8 @@ pub fn checkpoint(typed: Checkpoint, global: &Global, output: Output) -> Result<
     let mut request = CheckpointRequest::new(typed.app, typed.pid);
     request.leave_running = typed.leave_running;
     request.tcp_established = typed.tcp_established;
+    request.files =
+        FileRules { listed: typed.path, open: typed.files, same: typed.same, limit: typed.file_limit.0 };
     request.max_chain_depth = typed.max_chain_depth;
     if let Some(every) = typed.every {
         let stop = Stop::default();
@@ -113,4 +159,22 @@ fn periodic(agent: &Agent, periodic: &Periodic, stop: &Stop, output: Output) -> 
     })?;
     tracing::info!(?ended, "no more checkpoints");
     Ok(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_and_shown_alike() {
+        for (text, bytes) in
+            [("1GiB", 1 << 30), ("1500MiB", 1500 << 20), ("7", 7), ("0", 0), ("2TiB", 2 << 40)]
+        {
+            let size: ByteSize = text.parse().unwrap();
+            assert_eq!((size, size.to_string().as_str()), (ByteSize(bytes), text));
+        }
+        for nonsense in ["", "GiB", "1GB", "-1", "99999999TiB", "1.5GiB"] {
+            assert!(nonsense.parse::<ByteSize>().is_err(), "{nonsense}");
+        }
+    }
 }

@@ -31,7 +31,7 @@ pub fn main() -> ExitCode {
         },
         Command::Restore(restore) => match Signals::take() {
             Ok(signals) => restore::restore(restore, &cli.global, output, &signals).unwrap_or_else(|error| {
-                failed(error, Some("the store is as it was, and nothing of the application was left running"))
+                failed(error, Some("the store and all files are as they were, and nothing of the application was left running"))
             }),
             Err(error) => failed(error, None),
         },

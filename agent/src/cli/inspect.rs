@@ -5,7 +5,7 @@ use std::sync::Arc;
 use clap::Args;
 use lazy_pages::{
     catalog::{Catalog, CatalogError, Pin},
-    format::{FRAME_PAGES, Manifest},
+    format::{FRAME_PAGES, FileEntry, FilePolicy, Manifest},
     ids::{AppId, CheckpointId},
     units::PAGE_SIZE,
     verify,
@@ -71,6 +71,7 @@ struct Summary {
     command: String,
     pages: Pages,
     bytes: Bytes,
+    files: Files,
     host: HostSummary,
 }
 
@@ -91,6 +92,16 @@ struct Bytes {
 }
 
 #[derive(Serialize)]
+struct Files {
+    /// Regular files, directories and symbolic links that are put back.
+    carried: usize,
+    /// Bytes of the regular ones.
+    bytes: u64,
+    /// Files that have to be where it is restored.
+    expected: usize,
+}
+
+#[derive(Serialize)]
 struct HostSummary {
     kernel: String,
     architecture: String,
@@ -100,6 +111,7 @@ struct HostSummary {
 impl Summary {
     fn of(manifest: &Manifest, pins: &[Pin], listed: &[CheckpointId]) -> Self {
         let statistics = manifest.statistics;
+        let carried = || manifest.files.iter().filter(|file| file.policy == FilePolicy::Carry);
         Self {
             checkpoint: manifest.id.to_string(),
             app: manifest.app.to_string(),
@@ -123,6 +135,11 @@ impl Summary {
             bytes: Bytes {
                 memory: manifest.stored_pages() * PAGE_SIZE as u64,
                 uploaded: statistics.bytes_uploaded,
+            },
+            files: Files {
+                carried: carried().count(),
+                bytes: carried().map(|file| file.size).sum(),
+                expected: manifest.files.len() - carried().count(),
             },
             host: HostSummary {
                 kernel: manifest.host.kernel.clone(),
@@ -236,15 +253,30 @@ pub fn show(typed: &OneCheckpoint, global: &Global, output: Output) -> Result<()
                 human_bytes(summary.bytes.uploaded)
             ),
             format!("packs       {}", manifest.packs.len()),
+            format!(
+                "files       {} carried ({}), {} expected where it is restored",
+                summary.files.carried,
+                human_bytes(summary.files.bytes),
+                summary.files.expected
+            ),
             "tasks".to_owned(),
         ];
         lines.extend(manifest.tasks.iter().map(|task| {
             let state = if task.dead { ", dead" } else { "" };
             format!("  {:>8}  {} ({} threads{state})", task.pid, task.command, task.threads)
         }));
+        let contents = manifest.files.iter().filter(|file| file.content().is_some() || is_same(file));
+        lines.extend(contents.map(|file| {
+            let kind = if is_same(file) { "  expected to be the same" } else { "" };
+            format!("  {:>10}  {}{kind}", human_bytes(file.size), file.path.display())
+        }));
         lines.join("\n")
     });
     Ok(())
+}
+
+fn is_same(file: &FileEntry) -> bool {
+    file.policy == FilePolicy::Same
 }
 
 /// Checks that a checkpoint is complete, and with `--read-data` that every page is what it was.
@@ -299,8 +331,12 @@ pub fn describe_checkpoint(report: &CheckpointReport) -> String {
         0 => String::new(),
         pages => format!(", {pages} had not arrived"),
     };
+    let files = match report.files.carried {
+        0 => String::new(),
+        carried => format!(", {carried} files with {}", human_bytes(report.files.bytes)),
+    };
     format!(
-        "checkpoint {} of {}: frozen {:.0} ms, {:.0} ms in all; {} of memory, {} uploaded ({} pages stored, {} unchanged, {} zero{pending}); the process is {}",
+        "checkpoint {} of {}: frozen {:.0} ms, {:.0} ms in all; {} of memory{files}, {} uploaded ({} pages stored, {} unchanged, {} zero{pending}); the process is {}",
         report.checkpoint,
         report.app,
         report.frozen_ms,

@@ -5,7 +5,7 @@ use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
 use clap::Args;
 use lazy_pages::ids::{AppId, CheckpointId};
 use migration_agent::{
-    AgentError, ByteCounts, CheckpointReport, PageCounts,
+    AgentError, ByteCounts, CheckpointReport, FileCounts, PageCounts,
     client::{self, AgentAddress},
     migrate::wire_strategy,
     service::{reason_word, tls::Files},
@@ -266,6 +266,11 @@ fn no_result() -> AgentError {
 fn report(result: CheckpointResult) -> CheckpointReport {
     CheckpointReport {
         depth: result.depth,
+        files: FileCounts {
+            carried: result.files_carried,
+            bytes: result.files_bytes,
+            read: result.files_read,
+        },
         checkpoint: result.checkpoint,
         app: result.app,
         parent: Some(result.parent).filter(|parent| !parent.is_empty()),
@@ -314,6 +319,11 @@ fn object(operation: &Operation) -> Value {
                 "strategy": word(result.strategy().as_str_name(), "STRATEGY_"),
                 "resume_ms": result.resume_ms,
                 "output": result.output,
+                "files": {
+                    "written": result.files_written,
+                    "unchanged": result.files_unchanged,
+                    "set_aside": result.files_set_aside,
+                },
                 "hook_failure": Some(&result.hook_failure).filter(|text| !text.is_empty()),
             }),
         ),

@@ -15,7 +15,8 @@ use lazy_pages::{
     server::STORE_PATIENCE,
 };
 use migration_agent::{
-    AgentError, Progress, Residency, RestoreRequest, Restored, Strategy, settings,
+    AgentError, ExistingFiles, Progress, PutBackReport, Residency, RestoreRequest, Restored, Strategy,
+    settings,
     supervise::{self, Signals},
 };
 use serde::Serialize;
@@ -35,7 +36,9 @@ use super::{
   migration-agent restore --app cache --wait-resident     return when all of its pages are in memory
 
 In front, the workload's pipes and terminals continue on this program's standard streams. Detached, they continue in the file named by --output, which is shown in the result. With --agent it is that agent that
-restores, always detached.")]
+restores, always detached.
+
+Files that travelled with the checkpoint are put back before the tree runs. Where another file has the name, its content stays beside it as NAME.before-CHECKPOINT. If the restore fails, all files are as they were.")]
 pub struct Restore {
     /// Name of the application
     #[arg(long, value_name = "NAME")]
@@ -66,6 +69,9 @@ pub struct Restore {
     /// Restore established TCP connections
     #[arg(long)]
     pub tcp_established: bool,
+    /// What becomes of files that are not as they were at the checkpoint: put them aside, replace them, or refuse to restore
+    #[arg(long, default_value = "set-aside", value_name = "set-aside|replace|refuse")]
+    pub existing_files: ExistingFiles,
     #[command(flatten)]
     pub through: Through,
 }
@@ -80,6 +86,7 @@ struct Report {
     resume_ms: f64,
     #[serde(flatten)]
     residency: Option<Residency>,
+    files: PutBackReport,
     /// Where the pipes and terminals of a detached workload continue.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<PathBuf>,
@@ -111,6 +118,7 @@ pub fn restore(
     request.patience = Duration::from_secs(typed.patience);
     request.page_server_log = (!in_front).then(|| page_server_log(&typed)).transpose()?;
     request.tcp_established = typed.tcp_established;
+    request.existing_files = typed.existing_files;
     let progress = Arc::new(Progress::default());
     let line = ProgressLine::start(Arc::clone(&progress));
     let mut restored = match agent.restore(request, &progress) {
@@ -133,6 +141,7 @@ pub fn restore(
         strategy: restored.strategy,
         resume_ms: restored.resume.as_secs_f64() * 1e3,
         residency,
+        files: restored.files.clone(),
         output: log.clone(),
     };
     if typed.detach && !typed.wait_resident {
@@ -168,6 +177,11 @@ fn through_agent(typed: &Restore, output: Output) -> Result<ExitCode, AgentError
         strategy: typed.strategy,
         resume_ms: result.resume_ms.unwrap_or(f64::NAN),
         residency: None,
+        files: PutBackReport {
+            written: result.files_written,
+            unchanged: result.files_unchanged,
+            set_aside: result.files_set_aside,
+        },
         output: Some(result.output.into()),
     };
     output.result(&report, describe);
@@ -186,6 +200,9 @@ fn describe(report: &Report) -> String {
             residency.faults,
             super::output::human_bytes(residency.fetched_bytes)
         ));
+    }
+    for path in &report.files.set_aside {
+        text.push_str(&format!("\na file that was replaced is now {path}"));
     }
     if let Some(path) = &report.output {
         text.push_str(&format!("\noutput continues in {}", path.display()));

@@ -67,6 +67,8 @@ pub fn describe(
         // Of pages nobody has read.
         page_hashes: Blob { length: stored * PageHash::BYTES as u64, hash: [0; 32] },
         streams,
+        files: Vec::new(),
+        large_images: Vec::new(),
         statistics: Statistics { pages_total: stored, ..Statistics::default() },
     };
     Ok((manifest, dumped.bundle, pagemaps))

@@ -52,6 +52,7 @@ impl StoppedMemory {
                 };
                 Place::Image { file, entries: entries.into_iter().map(with_offset).collect() }
             }),
+            ObjectId::File(_) => Err(io::Error::other("a handover carries no files")),
         };
         let places = manifest.objects.iter().map(|map| map.id).map(place).collect::<io::Result<_>>()?;
         Ok(Self { map: FrameMap::new(manifest), places })

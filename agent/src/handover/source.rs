@@ -16,7 +16,7 @@ use bytes::Bytes;
 use criu_rpc::{DumpOptions, Notification};
 use lazy_pages::{
     catalog::{Catalog, CatalogError},
-    format::{MAX_MANIFEST, Manifest, ObjectId, Source, Vma, keys},
+    format::{FilePolicy, MAX_MANIFEST, Manifest, ObjectId, Source, Vma, keys},
     handover::Piece,
     ids::{AppId, CheckpointId, PackId},
     store::ObjectStore,
@@ -40,6 +40,7 @@ use crate::{
     checkpoint::DEFAULT_MAX_CHAIN_DEPTH,
     error::AgentError,
     fence::{Claim, Fence, Runner},
+    files::{self, FileRules},
     progress::{Progress, Stage},
     tree::{self, Tree},
     workdir::parent_directory,
@@ -105,6 +106,7 @@ impl Agent {
         if look.served().is_some() {
             return Err(AgentError::StillArriving { pid: *pid });
         }
+        refuse_files(&tree)?;
         let version = criu.version()?;
         let fence = Fence::new(Arc::clone(&self.store), app.clone());
         let (probe, newest) = self.block_on(async { tokio::join!(self.store.probe(), fence.newest()) });
@@ -135,7 +137,9 @@ impl Agent {
                 progress.enter(Stage::Committing);
                 // That nothing is missing which a page server still had is only known now.
                 look.pending()?;
-                saved.frozen(&Tree::of(*pid)?);
+                let tree = Tree::of(*pid)?;
+                refuse_files(&tree)?;
+                saved.frozen(&tree);
                 saved.write(&directory).map_err(AgentError::path("write", &directory))?;
                 let (manifest, bundle, _) = describe((app, id), (&images, &pages), version, streams.clone())?;
                 let memory = StoppedMemory::open(&manifest, |id| shared(&pages, id))
@@ -388,6 +392,8 @@ impl Handover {
             host: self.manifest.host.clone(),
             streams: self.manifest.streams.clone(),
             bundle,
+            files: Vec::new(),
+            large_images: Vec::new(),
         }
     }
 
@@ -464,6 +470,15 @@ fn signal(tasks: &[StoppedTask], signal: Signal) -> usize {
 
 fn is_same(task: &StoppedTask) -> bool {
     tree::identity(task.pid) == Some(task.identity)
+}
+
+/// Files that would travel with a checkpoint do not with a handover.
+fn refuse_files(tree: &Tree) -> Result<(), AgentError> {
+    let found = files::find(tree, &FileRules::default())?;
+    match found.files.iter().find(|(_, file)| file.policy == FilePolicy::Carry) {
+        Some((path, _)) => Err(AgentError::FilesTravel { path: path.clone() }),
+        None => Ok(()),
+    }
 }
 
 /// Whether the tree is stopped as it was left.

@@ -71,6 +71,7 @@ pub fn status(detail: &ErrorDetail) -> Status {
         | Reason::RunsElsewhere
         | Reason::NotHandedOver
         | Reason::HandoverOver
+        | Reason::FilesTravel
         | Reason::Hook
         | Reason::WrongMachine
         | Reason::NotRoot

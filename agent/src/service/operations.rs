@@ -408,6 +408,9 @@ impl Operations {
             resume_ms: Some(restored.resume.as_secs_f64() * 1e3),
             output: output.display().to_string(),
             hook_failure: String::new(),
+            files_written: restored.files.written,
+            files_unchanged: restored.files.unchanged,
+            files_set_aside: restored.files.set_aside.clone(),
         });
         Ok((restored, outcome))
     }
@@ -583,6 +586,9 @@ fn id_of(text: &str) -> Result<CheckpointId, AgentError> {
 fn result_of(report: CheckpointReport) -> CheckpointResult {
     CheckpointResult {
         depth: report.depth,
+        files_carried: report.files.carried,
+        files_bytes: report.files.bytes,
+        files_read: report.files.read,
         checkpoint: report.checkpoint,
         app: report.app,
         parent: report.parent.unwrap_or_default(),

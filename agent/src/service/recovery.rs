@@ -19,7 +19,7 @@ use std::{fs, path::Path, sync::Arc, thread, time::Duration};
 
 use lazy_pages::{
     catalog::{Catalog, CatalogError},
-    format::{MAX_MANIFEST, Manifest, keys},
+    format::{FilePolicy, MAX_MANIFEST, Manifest, keys},
     ids::{AppId, CheckpointId},
     store::StoreError,
     units::PAGE_SIZE,
@@ -168,6 +168,7 @@ fn restore(logs: &Path, record: &Record, app: &AppId, manifest: Option<Manifest>
         resume_ms: None,
         output: settings::log_file(logs, app, "log").display().to_string(),
         hook_failure: String::new(),
+        ..RestoreResult::default()
     })
 }
 
@@ -179,6 +180,7 @@ fn result_of(manifest: &Manifest, left: &str) -> CheckpointResult {
     let statistics = manifest.statistics;
     CheckpointResult {
         depth: manifest.depth,
+        files_carried: manifest.files.iter().filter(|file| file.policy == FilePolicy::Carry).count() as u64,
         checkpoint: manifest.id.to_string(),
         app: manifest.app.to_string(),
         parent: manifest.parent.map(|id| id.to_string()).unwrap_or_default(),
@@ -193,6 +195,8 @@ fn result_of(manifest: &Manifest, left: &str) -> CheckpointResult {
         bytes_memory: statistics.pages_total * PAGE_SIZE as u64,
         bytes_uploaded: statistics.bytes_uploaded,
         left: left.to_owned(),
+        // Not known any more.
+        ..CheckpointResult::default()
     }
 }
 

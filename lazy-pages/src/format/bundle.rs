@@ -132,17 +132,21 @@ fn entries(mut plain: Bytes) -> Result<Vec<File>, BundleError> {
     Ok(files)
 }
 
+/// Whether a file of this name is in the directory it is put into, and nowhere else.
+pub(super) fn is_plain_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= MAX_NAME && name != "." && name != ".." && !name.contains(['/', '\0'])
+}
+
 /// Names seen so far, each of which must be new and plain.
 #[derive(Default)]
 struct Names(std::collections::HashSet<String>);
 
 impl Names {
     fn add(&mut self, name: &str) -> Result<(), BundleError> {
-        let plain = !name.is_empty()
-            && name.len() <= MAX_NAME
-            && name != "."
-            && name != ".."
-            && !name.contains(['/', '\0']);
-        if plain && self.0.insert(name.to_owned()) { Ok(()) } else { Err(BundleError::Name(name.to_owned())) }
+        if is_plain_name(name) && self.0.insert(name.to_owned()) {
+            Ok(())
+        } else {
+            Err(BundleError::Name(name.to_owned()))
+        }
     }
 }

@@ -7,6 +7,7 @@ use crate::{
     format::{
         Codec, FRAME_HASH, FRAME_PAGES, FrameEntry, Manifest, MemoryMap, ObjectId, Run, Source,
         bundle::MAX_PACKED,
+        files,
         hash::PageHash,
         manifest::{FrameIndex, ManifestError},
     },
@@ -23,8 +24,17 @@ pub const MAX_PACK: u64 = 1 << 32;
 /// Tasks at most: twice what Linux allows a machine by default.
 pub const MAX_TASKS: usize = 1 << 16;
 
-/// Address spaces and shared objects at most.
-pub const MAX_OBJECTS: usize = 2 * MAX_TASKS;
+/// Files at most: a directory of more is not what an open process depends on.
+pub const MAX_FILES: usize = 1 << 17;
+
+/// Extended attributes of all files at most.
+pub const MAX_XATTRS: usize = 2 * MAX_FILES;
+
+/// Images outside the bundle at most.
+pub const MAX_LARGE_IMAGES: usize = 1 << 12;
+
+/// Address spaces, shared objects and contents of files at most.
+pub const MAX_OBJECTS: usize = 2 * MAX_TASKS + MAX_FILES;
 
 /// Flags of a CPU at most; today's have some two hundred.
 pub const MAX_CPU_FEATURES: usize = 4096;
@@ -51,6 +61,7 @@ pub fn check(manifest: &Manifest) -> Result<(), ManifestError> {
         frames_are_all_in_one_kind_of_place(manifest)?;
         tasks_form_a_tree(manifest)?;
         live_tasks_and_only_they_have_memory(manifest)?;
+        files::check(manifest)?;
         let mut used = vec![false; manifest.frames.len()];
         for object in &manifest.objects {
             let mut rules = || -> Rule {
@@ -77,6 +88,13 @@ pub fn counts_are_bounded(manifest: &Manifest) -> Rule {
         (manifest.objects.len(), MAX_OBJECTS, "objects"),
         (manifest.host.cpu_features.len(), MAX_CPU_FEATURES, "CPU features"),
         (manifest.streams.len(), MAX_STREAMS, "streams"),
+        (manifest.files.len(), MAX_FILES, "files"),
+        (
+            manifest.files.iter().map(|file| file.attributes.xattrs.len()).sum(),
+            MAX_XATTRS,
+            "extended attributes",
+        ),
+        (manifest.large_images.len(), MAX_LARGE_IMAGES, "large images"),
     ] {
         if count > most {
             return Err(format!("{count} {what}, {most} are allowed"));
@@ -176,18 +194,22 @@ pub fn tasks_form_a_tree(manifest: &Manifest) -> Rule {
 pub fn live_tasks_and_only_they_have_memory(manifest: &Manifest) -> Rule {
     let mut missing: HashSet<u32> =
         manifest.tasks.iter().filter(|task| !task.dead).map(|task| task.pid).collect();
-    let mut shared = HashSet::new();
+    let mut others = HashSet::new();
     let mut pages_ids = HashSet::new();
     for object in &manifest.objects {
         let expected = match object.id {
             ObjectId::Task(pid) => missing.remove(&pid),
-            ObjectId::Shared(id) => shared.insert(id),
+            ObjectId::Shared(_) | ObjectId::File(_) => others.insert(object.id),
         };
         if !expected {
             return Err(format!("{:?} is there twice, or is no live task", object.id));
         }
-        if !pages_ids.insert(object.pages_id) {
-            return Err(format!("pages id {} is there twice", object.pages_id));
+        let sound = match object.id {
+            ObjectId::File(_) => object.pages_id == 0,
+            ObjectId::Task(_) | ObjectId::Shared(_) => pages_ids.insert(object.pages_id),
+        };
+        if !sound {
+            return Err(format!("pages id {} is there twice, or is of a file", object.pages_id));
         }
     }
     match missing.into_iter().min() {
@@ -196,10 +218,10 @@ pub fn live_tasks_and_only_they_have_memory(manifest: &Manifest) -> Rule {
     }
 }
 
-/// Areas ascend, are not empty and do not overlap; shared objects have none.
+/// Areas ascend, are not empty and do not overlap; only tasks have any.
 pub fn vmas_are_sorted(object: &MemoryMap) -> Rule {
-    if matches!(object.id, ObjectId::Shared(_)) && !object.vmas.is_empty() {
-        return Err("a shared object has areas".into());
+    if !matches!(object.id, ObjectId::Task(_)) && !object.vmas.is_empty() {
+        return Err("what is no task has areas".into());
     }
     let mut floor = VirtAddr::default();
     for vma in &object.vmas {

@@ -8,7 +8,7 @@
 //! - Every stored run lies inside the frame it names; every frame lies inside its pack.
 
 use crate::{
-    format::FrameEntry,
+    format::{FileEntry, FrameEntry, LargeImage},
     ids::{AppId, CheckpointId, PackId},
     units::VirtAddr,
 };
@@ -31,7 +31,7 @@ pub struct Manifest {
     pub host: Host,
     /// Every task of the tree, parents before children.
     pub tasks: Vec<Task>,
-    /// Memory of every live task and every shared object.
+    /// Memory of every live task and every shared object, and the content of files.
     pub objects: Vec<MemoryMap>,
     /// Every pack some frame is in, ascending by id.
     pub packs: Vec<PackEntry>,
@@ -45,6 +45,10 @@ pub struct Manifest {
     pub streams: Vec<ExternalStream>,
     /// How it was made.
     pub statistics: Statistics,
+    /// Files that are carried, and files that have to be there.
+    pub files: Vec<FileEntry>,
+    /// Images of CRIU's that are not in the bundle.
+    pub large_images: Vec<LargeImage>,
 }
 
 impl Manifest {
@@ -124,6 +128,8 @@ pub enum ObjectId {
     Task(u32),
     /// Shared memory or a memfd with this CRIU shmid; addresses are offsets inside it.
     Shared(u64),
+    /// The content of a file, by a number of this format's own; addresses are offsets inside it.
+    File(u32),
 }
 
 /// What is known of one address space or shared object.
@@ -131,9 +137,9 @@ pub enum ObjectId {
 pub struct MemoryMap {
     /// Whose memory.
     pub id: ObjectId,
-    /// The number in the name of its `pages-<n>.img`.
+    /// The number in the name of its `pages-<n>.img`; 0 for a file, which has none.
     pub pages_id: u32,
-    /// Areas whose pages may be restored on demand, ascending. Empty for shared objects.
+    /// Areas whose pages may be restored on demand, ascending. Empty for shared objects and files.
     pub vmas: Vec<Vma>,
     /// What the pages hold, ascending.
     pub runs: Vec<Run>,

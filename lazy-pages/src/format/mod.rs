@@ -1,6 +1,8 @@
 //! The checkpoint format, version 1. `FORMAT.md` beside `src` is the specification.
 
 pub mod bundle;
+mod files;
+mod files_wire;
 mod frame;
 mod hash;
 pub mod invariants;
@@ -10,6 +12,7 @@ mod shape;
 mod wire;
 
 pub use self::{
+    files::{Attributes, FileEntry, FileIdentity, FileKind, FilePolicy, LargeImage, Timestamp, pages_of},
     frame::{Codec, FRAME_HASH, FRAME_PAGES, FrameEntry, FrameError, VerifiedFrame},
     hash::{PageHash, frame_hash, hash_pages},
     manifest::{

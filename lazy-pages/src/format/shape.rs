@@ -3,7 +3,9 @@
 //! A message of two bytes becomes a value of up to a few hundred once it is decoded. So the messages are counted first,
 //! in a pass over the bytes that keeps nothing: a body that is not large cannot ask for memory that is.
 
-use crate::format::invariants::{MAX_CPU_FEATURES, MAX_OBJECTS, MAX_STREAMS, MAX_TASKS};
+use crate::format::invariants::{
+    MAX_CPU_FEATURES, MAX_FILES, MAX_LARGE_IMAGES, MAX_OBJECTS, MAX_STREAMS, MAX_TASKS, MAX_XATTRS,
+};
 
 /// Shortest message of an object: its kind.
 const SHORTEST_OBJECT: usize = 2;
@@ -11,18 +13,25 @@ const SHORTEST_OBJECT: usize = 2;
 /// Shortest message of a pack: 18 bytes of id, 18 of a frame's hash, and its length.
 const SHORTEST_PACK: usize = 38;
 
-/// Fields of `Manifest` and of `Host`.
+/// Shortest message of a file: 4 bytes of path, 4 of mode with its type, 2 of policy.
+const SHORTEST_FILE: usize = 10;
+
+/// Fields of `Manifest`, of `Host` and of `File`.
 const HOST: u64 = 5;
 const TASKS: u64 = 7;
 const OBJECTS: u64 = 8;
 const PACKS: u64 = 9;
 const STREAMS: u64 = 12;
+const FILES: u64 = 20;
+const LARGE_IMAGES: u64 = 21;
 const CPU_FEATURES: u64 = 3;
+const XATTRS: u64 = 10;
 
 /// # Errors
 /// Of what there is too much, or that the body is no message.
 pub(super) fn check(body: &[u8]) -> Result<(), String> {
     let (mut tasks, mut objects, mut streams, mut features) = (0, 0, 0, 0);
+    let (mut files, mut xattrs, mut images) = (0, 0, 0);
     each_message(body, |field, content| match field {
         TASKS => limit(&mut tasks, MAX_TASKS, "tasks"),
         OBJECTS if content.len() < SHORTEST_OBJECT => Err("an object of no kind".into()),
@@ -33,6 +42,15 @@ pub(super) fn check(body: &[u8]) -> Result<(), String> {
             CPU_FEATURES => limit(&mut features, MAX_CPU_FEATURES, "CPU features"),
             _ => Ok(()),
         }),
+        FILES if content.len() < SHORTEST_FILE => Err("a file without a name or a type".into()),
+        FILES => {
+            limit(&mut files, MAX_FILES, "files")?;
+            each_message(content, |field, _| match field {
+                XATTRS => limit(&mut xattrs, MAX_XATTRS, "extended attributes"),
+                _ => Ok(()),
+            })
+        }
+        LARGE_IMAGES => limit(&mut images, MAX_LARGE_IMAGES, "large images"),
         _ => Ok(()),
     })
 }

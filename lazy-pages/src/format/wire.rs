@@ -9,6 +9,7 @@ use crate::{
     format::{
         Blob, Codec, ExternalStream, FrameEntry, FrameIndex, Host, Manifest, ManifestError, MemoryMap,
         ObjectId, PackEntry, Run, Source, Statistics, Task, Vma,
+        files_wire::{file_from_proto, file_to_proto, image_from_proto, image_to_proto},
         invariants::{self, MAX_PAGE},
         shape,
     },
@@ -125,6 +126,8 @@ fn to_proto(manifest: &Manifest) -> proto::Manifest {
             elapsed_ms: manifest.statistics.elapsed_ms,
             bytes_per_second: manifest.statistics.bytes_per_second,
         }),
+        files: manifest.files.iter().map(file_to_proto).collect(),
+        large_images: manifest.large_images.iter().map(image_to_proto).collect(),
     }
 }
 
@@ -146,6 +149,7 @@ fn object_to_proto(object: &MemoryMap) -> proto::MemoryObject {
     let (kind, id) = match object.id {
         ObjectId::Task(pid) => (proto::memory_object::Kind::Task, u64::from(pid)),
         ObjectId::Shared(id) => (proto::memory_object::Kind::Shared, id),
+        ObjectId::File(number) => (proto::memory_object::Kind::File, u64::from(number)),
     };
     let mut runs = proto::Runs::default();
     let mut end = 0;
@@ -200,7 +204,7 @@ fn packs_to_proto(manifest: &Manifest) -> Vec<proto::Pack> {
     manifest.packs.iter().map(pack).collect()
 }
 
-fn invalid(what: impl Into<String>) -> ManifestError {
+pub(super) fn invalid(what: impl Into<String>) -> ManifestError {
     ManifestError::Invalid(what.into())
 }
 
@@ -208,7 +212,7 @@ fn invalid_id(error: InvalidId) -> ManifestError {
     invalid(error.to_string())
 }
 
-fn missing(what: &str) -> ManifestError {
+pub(super) fn missing(what: &str) -> ManifestError {
     invalid(format!("{what} is missing"))
 }
 
@@ -266,6 +270,8 @@ fn from_proto(message: proto::Manifest) -> Result<Manifest, ManifestError> {
             elapsed_ms: statistics.elapsed_ms,
             bytes_per_second: statistics.bytes_per_second,
         },
+        files: message.files.into_iter().map(file_from_proto).collect::<Result<_, _>>()?,
+        large_images: message.large_images.into_iter().map(image_from_proto).collect(),
     })
 }
 
@@ -281,6 +287,10 @@ fn object_from_proto(object: proto::MemoryObject) -> Result<MemoryMap, ManifestE
             ObjectId::Task(u32::try_from(object.id).map_err(|_| invalid("a pid has more than 32 bits"))?)
         }
         proto::memory_object::Kind::Shared => ObjectId::Shared(object.id),
+        proto::memory_object::Kind::File => {
+            let number = u32::try_from(object.id);
+            ObjectId::File(number.map_err(|_| invalid("a file's number has more than 32 bits"))?)
+        }
         proto::memory_object::Kind::Unspecified => return Err(invalid("an object is of unknown kind")),
     };
     let vma = |vma: &proto::Vma| {

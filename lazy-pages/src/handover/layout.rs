@@ -255,7 +255,7 @@ mod tests {
             ObjectId::Task(pid) => {
                 Some(Task { pid, parent_pid: 1, threads: 1, dead: false, command: "task".into() })
             }
-            ObjectId::Shared(_) => None,
+            ObjectId::Shared(_) | ObjectId::File(_) => None,
         };
         Manifest {
             app: "app".parse().unwrap(),
@@ -271,6 +271,8 @@ mod tests {
             bundle: Blob::of(b""),
             page_hashes: Blob { length: stored * PageHash::BYTES as u64, hash: [0; 32] },
             streams: Vec::new(),
+            files: Vec::new(),
+            large_images: Vec::new(),
             statistics: Statistics::default(),
         }
     }

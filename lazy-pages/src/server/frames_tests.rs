@@ -52,6 +52,8 @@ fn layout(packs: &[usize]) -> Layout {
         page_hashes: Blob::of(b""),
         streams: Vec::new(),
         statistics: Statistics::default(),
+        files: Vec::new(),
+        large_images: Vec::new(),
     }))
 }
 

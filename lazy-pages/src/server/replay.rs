@@ -159,6 +159,8 @@ pub(super) mod tests {
             page_hashes: Blob::of(&[]),
             streams: Vec::new(),
             statistics: Statistics::default(),
+            files: Vec::new(),
+            large_images: Vec::new(),
         }
     }
 

@@ -15,11 +15,12 @@ use super::{
 use crate::{
     catalog::LEASE_USE,
     format::{
-        Blob, ExternalStream, Host, Manifest, ObjectId, PackEntry, Statistics, Task, Vma, bundle::MAX_PACKED,
-        keys,
+        Blob, ExternalStream, FileEntry, Host, LargeImage, Manifest, ObjectId, PackEntry, Statistics, Task,
+        Vma, bundle::MAX_PACKED, keys, pages_of,
     },
     ids::{AppId, PackId},
     store::ObjectStore,
+    units::VirtAddr,
 };
 
 /// What is known only after the pages.
@@ -35,6 +36,11 @@ pub struct CheckpointMeta {
     pub streams: Vec<ExternalStream>,
     /// CRIU's other images, see [`bundle::pack`](crate::format::bundle::pack).
     pub bundle: Bytes,
+    /// Files that are carried or have to be there. Each content was opened as an object, whose pages may be less than the
+    /// whole: what was not received is zero.
+    pub files: Vec<FileEntry>,
+    /// Images of CRIU's whose content was opened as an object.
+    pub large_images: Vec<LargeImage>,
 }
 
 /// All pages are packed; some packs may still be on their way. Dropping it gives the checkpoint up.
@@ -43,6 +49,7 @@ pub struct SealedPages {
     pub(super) target: Target,
     pub(super) running: Running,
     pub(super) objects: Vec<(ObjectId, u32)>,
+    pub(super) positions: HashMap<ObjectId, usize>,
     pub(super) packed: Packed,
 }
 
@@ -66,15 +73,19 @@ impl SealedPages {
         meta: CheckpointMeta,
         permit: impl FnOnce() -> bool,
     ) -> Result<Manifest, WriteError> {
-        let Self { target, running, objects, packed } = self;
+        let Self { target, running, objects, positions: _, packed } = self;
         let Target { store, app, id, parent, begun } = &target;
-        let CheckpointMeta { mut vmas, tasks, host, streams, bundle } = meta;
+        let CheckpointMeta { mut vmas, tasks, host, streams, bundle, files, large_images } = meta;
         if bundle.len() as u64 > MAX_PACKED {
             return Err(WriteError::BundleTooLarge { length: bundle.len() as u64 });
         }
 
         let counts = packed.counts;
         let written: u64 = packed.packs.iter().map(|pack| pack.length).sum();
+        let contents = files.iter().filter_map(|file| Some((file.content()?, file.size)));
+        for (content, size) in contents.chain(large_images.iter().map(|image| (image.content, image.size))) {
+            vmas.insert(ObjectId::File(content), whole(size));
+        }
         let areas = |(object, pages_id)| (object, pages_id, vmas.remove(&object).unwrap_or_default());
         let objects = objects.into_iter().map(areas).collect();
         if let Some(stray) = vmas.into_keys().min() {
@@ -108,6 +119,8 @@ impl SealedPages {
                 elapsed_ms: 0,
                 bytes_per_second: 0,
             },
+            files,
+            large_images,
         };
         let put = async |key: String, body: Bytes| store.put_new(&key, body).await.map_err(WriteError::from);
         tokio::try_join!(
@@ -130,6 +143,14 @@ impl SealedPages {
         put(keys::manifest(app, *id), encoded).await?;
         Ok(manifest)
     }
+}
+
+/// The area that a file of `size` bytes is, for as long as its runs are made.
+fn whole(size: u64) -> Vec<Vma> {
+    let end = VirtAddr::of_page(pages_of(size));
+    let start = VirtAddr::default();
+    let area = Vma { start, end, wipe_on_fork: false, dont_fork: false, grows_down: false };
+    if start < end { vec![area] } else { Vec::new() }
 }
 
 /// The lease keeps these packs from being deleted by us, not by anybody with another tool. One listing is enough to

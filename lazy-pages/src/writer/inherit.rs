@@ -64,7 +64,7 @@ impl SealedPages {
         ranges: &[ParentPages],
     ) -> Result<Vec<TakenOver>, WriteError> {
         let parent = self.target.parent.as_deref().ok_or(WriteError::NoParent(object))?;
-        let position = self.objects.iter().position(|(known, _)| *known == object);
+        let position = self.positions.get(&object).copied();
         let position = position.ok_or(WriteError::NeverOpened(object))?;
         if self.packed.objects.len() <= position {
             self.packed.objects.resize_with(position + 1, Pages::default);

@@ -35,6 +35,7 @@ mod window;
 mod worker;
 
 use std::{
+    collections::HashMap,
     num::NonZeroUsize,
     sync::{Arc, Weak},
     thread::JoinHandle,
@@ -101,6 +102,8 @@ pub struct CheckpointWriter {
     packer: Option<JoinHandle<Result<Packed, WriteError>>>,
     workers: Vec<JoinHandle<()>>,
     objects: Vec<(ObjectId, u32)>,
+    /// Where each is among them.
+    positions: HashMap<ObjectId, usize>,
     /// The windows being filled: lazy, eager.
     open: [Option<Window>; 2],
     /// What [`Self::buffer`] gave out last: which of `open`, first page, pages.
@@ -158,6 +161,7 @@ impl CheckpointWriter {
             packer: None,
             workers: Vec::new(),
             objects: Vec::new(),
+            positions: HashMap::new(),
             open: [None, None],
             given: None,
             sequence: 0,
@@ -180,14 +184,14 @@ impl CheckpointWriter {
     }
 
     /// The pages that follow are of this object. `pages_id` is the number of the `pages-<n>.img` it will be restored
-    /// from; any that is not used twice.
+    /// from; any that is not used twice, and 0 for a file.
     ///
     /// # Errors
     /// When the object was opened before, or the writer has failed.
     pub fn open(&mut self, object: ObjectId, pages_id: u32) -> Result<(), WriteError> {
         self.uploads.check()?;
         self.send_open_windows()?;
-        if self.objects.iter().any(|(known, _)| *known == object) {
+        if self.positions.insert(object, self.objects.len()).is_some() {
             return Err(WriteError::ObjectTwice(object));
         }
         self.objects.push((object, pages_id));
@@ -257,8 +261,9 @@ impl CheckpointWriter {
             begun: self.target.begun,
         };
         let objects = std::mem::take(&mut self.objects);
+        let positions = std::mem::take(&mut self.positions);
         let running = self.running.take().ok_or(WriteError::Stopped)?;
-        Ok(SealedPages { target, running, objects, packed })
+        Ok(SealedPages { target, running, objects, positions, packed })
     }
 
     /// What gives this checkpoint up from another thread.

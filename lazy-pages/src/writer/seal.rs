@@ -2,7 +2,8 @@
 //!
 //! CRIU lists neither zero nor untouched pages, so every page of a VMA that nothing was said about is a zero page;
 //! pages outside of all VMAs that nothing was said about stay unmentioned. Pages inside a VMA are restored on demand,
-//! pages outside before the process runs, whatever was expected when they were received.
+//! pages outside before the process runs, whatever was expected when they were received. A file is given as one area, so
+//! that its holes become zeros too, and none of it is restored on demand.
 
 use super::{
     Parent, WriteError,
@@ -80,8 +81,10 @@ pub(super) fn seal(
     let mut hashes = Vec::new();
     let mut maps = Vec::with_capacity(objects.len());
     for ((id, pages_id, vmas), pages) in objects.into_iter().zip(pages) {
-        let runs = Sealing { numbers: &numbers, hashes: &mut hashes, runs: Vec::new(), fence: 0 };
+        let is_file = matches!(id, ObjectId::File(_));
+        let runs = Sealing { numbers: &numbers, hashes: &mut hashes, runs: Vec::new(), fence: 0, is_file };
         let runs = runs.object(pages, &vmas).map_err(|page| WriteError::PageTwice { object: id, page })?;
+        let vmas = if is_file { Vec::new() } else { vmas };
         maps.push(MemoryMap { id, pages_id, vmas, runs });
     }
     Ok(Tables { objects: maps, frames, packs: new_packs, hashes, inherited })
@@ -99,6 +102,8 @@ struct Sealing<'a> {
     runs: Vec<Run>,
     /// Runs before this one are not extended: they belong to another area.
     fence: usize,
+    /// Its area is not for page faults.
+    is_file: bool,
 }
 
 impl Sealing<'_> {
@@ -120,7 +125,7 @@ impl Sealing<'_> {
             while let Some(piece) = pieces.before(end) {
                 self.zero(covered, piece.page);
                 covered = piece.page + piece.pages;
-                self.piece(piece, &hashes, false);
+                self.piece(piece, &hashes, self.is_file);
             }
             self.zero(covered, end);
             self.fence = self.runs.len();

@@ -141,7 +141,7 @@ fn rules_are_checked_before_writing_and_after_reading() {
         ("nothing would restore", &|m| m.objects[0].vmas.clear()),
         ("more than 4096 bytes", &|m| m.host.kernel = "x".repeat(5000)),
         ("65536 are allowed", &|m| m.tasks = vec![m.tasks[0].clone(); 65_537]),
-        ("131072 are allowed", &|m| m.objects = vec![m.objects[0].clone(); 131_073]),
+        ("262144 are allowed", &|m| m.objects = vec![m.objects[0].clone(); 262_145]),
         ("4097 CPU features", &|m| m.host.cpu_features = vec!["fpu".into(); 4097]),
         ("4097 streams", &|m| {
             let stream = lazy_pages::format::ExternalStream { key: "pipe[1]".into(), stdio: 1 };
@@ -188,10 +188,19 @@ fn a_short_manifest_cannot_ask_for_much_memory() {
     // Fields 7, 8, 9 and 12 with messages as short as can be; the third of field 5.
     let many = |entry: &[u8], count: usize| entry.repeat(count);
     assert!(refusal(&many(&[7 << 3 | 2, 0], 65_537)).contains("more than 65536 tasks"));
-    assert!(refusal(&many(&[8 << 3 | 2, 2, 8, 1], 131_073)).contains("more than 131072 objects"));
+    assert!(refusal(&many(&[8 << 3 | 2, 2, 8, 1], 262_145)).contains("more than 262144 objects"));
     assert!(refusal(&many(&[8 << 3 | 2, 0], 1)).contains("an object of no kind"));
     assert!(refusal(&many(&[9 << 3 | 2, 0], 1)).contains("a pack without a frame"));
     assert!(refusal(&many(&[12 << 3 | 2, 0], 4097)).contains("more than 4096 streams"));
+    // Fields 20 and 21: a file with path, mode and policy, then its attributes.
+    let file = [10, 2, b'/', b'a', 16, 0x80, 0x80, 2, 24, 1];
+    let entry = |field: [u8; 2], content: &[u8]| [&field[..], &[content.len() as u8], content].concat();
+    assert!(refusal(&many(&entry([0xa2, 1], &file), 131_073)).contains("more than 131072 files"));
+    assert!(refusal(&entry([0xa2, 1], &file[..9])).contains("a file without a name or a type"));
+    let attributes = [&file[..], &many(&[10 << 3 | 2, 0], 50)].concat();
+    let crowded = many(&entry([0xa2, 1], &attributes), 262_144 / 50 + 1);
+    assert!(refusal(&crowded).contains("more than 262144 extended attributes"));
+    assert!(refusal(&many(&[0xaa, 1, 0], 4097)).contains("more than 4096 large images"));
     // A message in parts is decoded as one.
     assert!(refusal(&many(&[5 << 3 | 2, 2, 3 << 3 | 2, 0], 4097)).contains("more than 4096 CPU features"));
     // The decoder would skip a group and go on behind it.

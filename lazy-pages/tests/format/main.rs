@@ -3,6 +3,7 @@
 mod damage;
 mod deletion;
 mod failures;
+mod files;
 mod inherit;
 mod retention;
 mod roundtrip;

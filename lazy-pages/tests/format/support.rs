@@ -277,6 +277,8 @@ impl Model {
             },
             streams: Vec::new(),
             bundle: bundle::pack(files()).unwrap(),
+            files: Vec::new(),
+            large_images: Vec::new(),
         }
     }
 }

@@ -43,6 +43,8 @@ fn images_hold_the_bundle_and_only_the_pages_that_must_be_there() {
         host: Host::default(),
         streams: Vec::new(),
         bundle: bundle::pack([file("inventory.img"), file("pagemap-7.img")]).unwrap(),
+        files: Vec::new(),
+        large_images: Vec::new(),
     };
     runtime.block_on(sealed.commit(meta)).unwrap();
 

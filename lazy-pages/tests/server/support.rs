@@ -113,6 +113,8 @@ pub fn checkpoint(
         host: Host::default(),
         streams: Vec::new(),
         bundle: bundle::pack([file]).unwrap(),
+        files: Vec::new(),
+        large_images: Vec::new(),
     };
     Arc::new(runtime.block_on(sealed.commit(meta)).unwrap())
 }

@@ -3,8 +3,9 @@
 
 use lazy_pages::{
     format::{
-        Blob, Codec, ExternalStream, FrameEntry, FrameIndex, Host, Manifest, MemoryMap, ObjectId, PackEntry,
-        Run, Source, Statistics, Task, Vma,
+        Attributes, Blob, Codec, ExternalStream, FileEntry, FileIdentity, FileKind, FilePolicy, FrameEntry,
+        FrameIndex, Host, LargeImage, Manifest, MemoryMap, ObjectId, PackEntry, Run, Source, Statistics,
+        Task, Timestamp, Vma,
     },
     ids::{CheckpointId, PackId},
     units::VirtAddr,
@@ -82,6 +83,8 @@ pub(crate) fn smallest() -> Manifest {
         page_hashes: Blob { length: 0, ..Blob::of(b"") },
         streams: Vec::new(),
         statistics: Statistics::default(),
+        files: Vec::new(),
+        large_images: Vec::new(),
     }
 }
 
@@ -138,7 +141,41 @@ fn larger() -> Manifest {
         vmas: Vec::new(),
         runs: vec![run(0, 60, 2, 0, true)],
     });
+    let content =
+        |number, runs| MemoryMap { id: ObjectId::File(number), pages_id: 0, vmas: Vec::new(), runs };
+    manifest.objects.push(content(1, vec![zero(0, 3), run(3, 2, 2, 60, true)]));
+    manifest.objects.push(content(2, Vec::new()));
+    manifest.files = files();
+    manifest.large_images = vec![LargeImage { name: "ghost-file-1.img".into(), size: 0, content: 2 }];
     manifest.page_hashes.length = manifest.stored_pages() * 16;
     manifest.streams = vec![ExternalStream { key: "pipe:[5]".into(), stdio: 1 }];
     manifest
+}
+
+/// One of each kind and policy; the first two are names of one file.
+fn files() -> Vec<FileEntry> {
+    let time = Timestamp { seconds: -5, nanoseconds: 999_999_999 };
+    let file = |path: &str, kind, policy, size| FileEntry {
+        path: path.into(),
+        kind,
+        policy,
+        size,
+        attributes: Attributes {
+            permissions: 0o2755,
+            uid: 7,
+            gid: 8,
+            modified: time,
+            xattrs: vec![(b"user.note".to_vec(), b"value".to_vec())],
+        },
+        identity: Some(FileIdentity { device: 1, inode: 2, changed: time }),
+    };
+    let carried = |path| file(path, FileKind::Regular { content: Some(1) }, FilePolicy::Carry, 4 * 4096 + 1);
+    vec![
+        carried("/data/log"),
+        carried("/data/again"),
+        file("/data", FileKind::Directory, FilePolicy::Carry, 0),
+        file("/link", FileKind::Symlink { target: "data/log".into() }, FilePolicy::Carry, 0),
+        file("/lib", FileKind::Regular { content: None }, FilePolicy::Expect, 99),
+        file("/shared", FileKind::Regular { content: None }, FilePolicy::Same, 0),
+    ]
 }
