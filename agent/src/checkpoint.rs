@@ -42,6 +42,7 @@ use crate::{
     cancel::Cancel,
     dumped_images::DumpedImages,
     error::AgentError,
+    hook::{Hook, HookEvent, HookFacts},
     host,
     page_sink::{ReceivedPages, receive_pages, widen},
     progress::{Progress, Stage},
@@ -62,6 +63,8 @@ pub struct CheckpointRequest {
     pub tcp_established: bool,
     /// The id it will have, for whoever must know it before the commit; a new one if `None`.
     pub id: Option<CheckpointId>,
+    /// Called before the tree is frozen; and once more if that does not lead to a checkpoint.
+    pub before_freeze: Option<Hook>,
     /// Gives it up, until its manifest is put; the tree goes on then.
     pub cancel: Cancel,
 }
@@ -69,7 +72,15 @@ pub struct CheckpointRequest {
 impl CheckpointRequest {
     /// A checkpoint after which the tree has ended.
     pub fn new(app: AppId, pid: u32) -> Self {
-        Self { app, pid, leave_running: false, tcp_established: false, id: None, cancel: Cancel::default() }
+        Self {
+            app,
+            pid,
+            leave_running: false,
+            tcp_established: false,
+            id: None,
+            before_freeze: None,
+            cancel: Cancel::default(),
+        }
     }
 }
 
@@ -150,8 +161,10 @@ impl Agent {
             Some(served) => Some(self.block_on(request.cancel.or_run(self.served(&request.app, served)))?),
             None => self.block_on(request.cancel.or_run(self.parent(&request.app)))?,
         };
+        let id = request.id.unwrap_or_else(CheckpointId::new);
         let dump = Dump {
             agent: self,
+            id,
             criu: &criu,
             version,
             request,
@@ -160,9 +173,10 @@ impl Agent {
             work: &work,
             progress,
         };
-        let dumping = Instant::now();
-        let committed = dump.run(parent.clone());
-        let dumped = dumping.elapsed();
+        let (committed, dumped) = self.prepared(request, id, || {
+            let dumping = Instant::now();
+            (dump.run(parent.clone()), dumping.elapsed())
+        });
         if let Some(parent) = &parent
             && let Err(error) = self.block_on(parent.lease().release())
         {
@@ -191,6 +205,26 @@ impl Agent {
             bytes: ByteCounts { memory: progress.now().1, uploaded: statistics.bytes_uploaded },
             left: if request.leave_running { "running" } else { "killed" },
         })
+    }
+
+    /// Runs `dump` between the hooks: one before it, and one if nothing comes of it.
+    fn prepared(
+        &self,
+        request: &CheckpointRequest,
+        checkpoint: CheckpointId,
+        dump: impl FnOnce() -> (Result<Committed, AgentError>, Duration),
+    ) -> (Result<Committed, AgentError>, Duration) {
+        let Some(hook) = &request.before_freeze else { return dump() };
+        let facts = |event| HookFacts { event, app: &request.app, pid: request.pid, checkpoint };
+        let (committed, dumped) = match self.call(hook, &facts(HookEvent::BeforeFreeze), &request.cancel) {
+            Ok(()) => dump(),
+            Err(error) => (Err(error), Duration::ZERO),
+        };
+        let failed = matches!(&committed, Err(error) if !matches!(error, AgentError::AfterCommit { .. }));
+        if failed && let Err(error) = self.call(hook, &facts(HookEvent::NotFrozen), &Cancel::default()) {
+            tracing::warn!(%error, "what was prepared for the freeze may not have been undone");
+        }
+        (committed, dumped)
     }
 
     /// The checkpoint that pages of the tree still arrive from. Without it there is no new one.
@@ -229,6 +263,7 @@ struct Committed {
 /// One dump, from the freeze to the commit.
 struct Dump<'a> {
     agent: &'a Agent,
+    id: CheckpointId,
     criu: &'a Criu,
     version: Version,
     request: &'a CheckpointRequest,
@@ -245,7 +280,7 @@ impl Dump<'_> {
             Arc::clone(&agent.store),
             agent.runtime.handle().clone(),
             self.request.app.clone(),
-            self.request.id.unwrap_or_else(CheckpointId::new),
+            self.id,
             parent,
             WriterOptions::default(),
         )?;
@@ -345,6 +380,7 @@ impl Dump<'_> {
         let cancel = &self.request.cancel;
         let commit = received.pages.commit_if(meta, || cancel.pass());
         let manifest = self.agent.block_on(cancel.or_run(commit))?;
+        self.progress.leave();
         Ok(Committed { manifest, pending })
     }
 }

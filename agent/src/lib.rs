@@ -10,8 +10,10 @@ mod cancel;
 pub mod capabilities;
 pub mod checkpoint;
 pub mod client;
+pub mod deadline;
 mod dumped_images;
 mod error;
+mod hook;
 mod host;
 pub mod launch;
 mod page_server;
@@ -24,6 +26,7 @@ pub mod settings;
 pub mod supervise;
 mod tree;
 mod userfault;
+pub mod volume;
 mod workdir;
 
 pub use self::{
@@ -31,6 +34,7 @@ pub use self::{
     cancel::Cancel,
     checkpoint::{ByteCounts, CheckpointReport, CheckpointRequest, PageCounts},
     error::{AgentError, chain as error_chain},
+    hook::{HOOK_TIMEOUT, Hook, HookCall, HookEvent},
     progress::{Progress, Stage},
     restore::{Residency, RestoreRequest, Restored, Strategy},
     tree::is_alive,

@@ -26,7 +26,7 @@ use lazy_pages::{
     format::{Manifest, MemoryMap, ObjectId},
     ids::{AppId, CheckpointId},
     reader::{Checkpoint, Pages, ReadError},
-    server::STORE_PATIENCE,
+    server::{STORE_PATIENCE, ServerStats},
     units::PAGE_SIZE,
 };
 use nix::{
@@ -42,6 +42,7 @@ use crate::{
     agent::Agent,
     cancel::Cancel,
     error::AgentError,
+    hook::{Hook, HookEvent, HookFacts},
     host,
     page_server::{Log, PageServerProcess},
     progress::{Progress, Stage},
@@ -99,6 +100,8 @@ pub struct RestoreRequest {
     pub page_server_log: Option<PathBuf>,
     /// Restore established TCP connections.
     pub tcp_established: bool,
+    /// Called when the tree runs.
+    pub after_restore: Option<Hook>,
     /// Gives it up, until the tree is about to run; nothing of it is left then.
     pub cancel: Cancel,
 }
@@ -115,6 +118,7 @@ impl RestoreRequest {
             patience: STORE_PATIENCE,
             page_server_log: None,
             tcp_established: false,
+            after_restore: None,
             cancel: Cancel::default(),
         }
     }
@@ -131,6 +135,8 @@ pub struct Restored {
     pub strategy: Strategy,
     /// From the start of the restore until the tree ran.
     pub resume: Duration,
+    /// Why the hook after the restore failed, if it did; the tree runs all the same.
+    pub hook_failure: Option<String>,
     started: Instant,
     fetched_bytes: u64,
     page_server: Option<PageServerProcess>,
@@ -153,16 +159,25 @@ impl Restored {
     /// # Errors
     /// When pages could not be had; the tree is dead then.
     pub fn wait_resident(&mut self) -> Result<Residency, AgentError> {
+        self.follow().map(|(residency, _)| residency)
+    }
+
+    /// The same, with what its page server has counted, if it has one.
+    ///
+    /// # Errors
+    /// Those of [`Self::wait_resident`].
+    pub fn follow(&mut self) -> Result<(Residency, Option<ServerStats>), AgentError> {
         let Some(page_server) = &self.page_server else {
             let resident_ms = self.resume.as_secs_f64() * 1e3;
-            return Ok(Residency { resident_ms, faults: 0, fetched_bytes: self.fetched_bytes });
+            return Ok((Residency { resident_ms, faults: 0, fetched_bytes: self.fetched_bytes }, None));
         };
         let stats = page_server.resident()?;
-        Ok(Residency {
+        let residency = Residency {
             resident_ms: self.started.elapsed().as_secs_f64() * 1e3,
             faults: stats.faults,
             fetched_bytes: stats.fetched_bytes,
-        })
+        };
+        Ok((residency, Some(stats)))
     }
 }
 
@@ -277,11 +292,21 @@ impl Agent {
         let resume = started.elapsed();
         progress.enter(Stage::Filling);
         let strategy = request.strategy;
+        let hook_failure = request.after_restore.as_ref().and_then(|hook| {
+            let event = HookEvent::AfterRestore;
+            let facts = HookFacts { event, app: &request.app, pid: restored.pid, checkpoint: id };
+            // The tree runs: nothing is given up any more.
+            self.call(hook, &facts, &Cancel::default()).err().map(|error| error.to_string())
+        });
+        if let Some(reason) = &hook_failure {
+            tracing::warn!(reason, pid = restored.pid, "the tree runs on");
+        }
         Ok(Restored {
             checkpoint: id,
             pid: restored.pid,
             strategy,
             resume,
+            hook_failure,
             started,
             fetched_bytes,
             page_server,

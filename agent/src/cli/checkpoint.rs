@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use clap::Args;
 use lazy_pages::ids::AppId;
-use migration_agent::{AgentError, CheckpointRequest, Progress};
+use migration_agent::{AgentError, CheckpointRequest, HookCall, Progress};
 
 use super::{
     args::Global,
     commands::agent,
+    hooks::HookOptions,
     inspect::describe_checkpoint,
     output::{Output, ProgressLine},
     remote::{self, Through},
@@ -33,6 +34,11 @@ pub struct Checkpoint {
     /// Carry established TCP connections
     #[arg(long)]
     pub tcp_established: bool,
+    /// Call this before the tree is frozen: a command (words, no quoting, no shell) or an http:// address
+    #[arg(long, value_name = "CMD|URL")]
+    pub before_freeze: Option<HookCall>,
+    #[command(flatten)]
+    pub hooks: HookOptions,
     #[command(flatten)]
     pub through: Through,
 }
@@ -48,6 +54,7 @@ pub fn checkpoint(typed: Checkpoint, global: &Global, output: Output) -> Result<
     let mut request = CheckpointRequest::new(typed.app, typed.pid);
     request.leave_running = typed.leave_running;
     request.tcp_established = typed.tcp_established;
+    request.before_freeze = typed.hooks.hook(&typed.before_freeze);
     let progress = Arc::new(Progress::default());
     let line = ProgressLine::start(Arc::clone(&progress));
     let report = agent.checkpoint(&request, &progress);

@@ -7,6 +7,8 @@ mod args;
 mod check;
 mod checkpoint;
 mod commands;
+mod deadline;
+mod hooks;
 mod inspect;
 mod output;
 mod page_server;

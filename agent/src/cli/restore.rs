@@ -15,7 +15,7 @@ use lazy_pages::{
     server::STORE_PATIENCE,
 };
 use migration_agent::{
-    AgentError, Progress, Residency, RestoreRequest, Restored, Strategy, settings,
+    AgentError, HookCall, Progress, Residency, RestoreRequest, Restored, Strategy, settings,
     supervise::{self, Signals},
 };
 use serde::Serialize;
@@ -23,6 +23,7 @@ use serde::Serialize;
 use super::{
     args::Global,
     commands::agent,
+    hooks::HookOptions,
     output::{Output, ProgressLine},
     remote::{self, Through},
     run::write_pid,
@@ -66,6 +67,11 @@ pub struct Restore {
     /// Restore established TCP connections
     #[arg(long)]
     pub tcp_established: bool,
+    /// Call this when the tree runs: a command (words, no quoting, no shell) or an http:// address
+    #[arg(long, value_name = "CMD|URL")]
+    pub after_restore: Option<HookCall>,
+    #[command(flatten)]
+    pub hooks: HookOptions,
     #[command(flatten)]
     pub through: Through,
 }
@@ -83,6 +89,9 @@ struct Report {
     /// Where the pipes and terminals of a detached workload continue.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<PathBuf>,
+    /// Why the hook failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hook_failure: Option<String>,
 }
 
 /// Restores, then returns at once, when all pages are there, or when the workload ends.
@@ -111,6 +120,7 @@ pub fn restore(
     request.patience = Duration::from_secs(typed.patience);
     request.page_server_log = (!in_front).then(|| page_server_log(&typed)).transpose()?;
     request.tcp_established = typed.tcp_established;
+    request.after_restore = typed.hooks.hook(&typed.after_restore);
     let progress = Arc::new(Progress::default());
     let line = ProgressLine::start(Arc::clone(&progress));
     let mut restored = match agent.restore(request, &progress) {
@@ -134,6 +144,7 @@ pub fn restore(
         resume_ms: restored.resume.as_secs_f64() * 1e3,
         residency,
         output: log.clone(),
+        hook_failure: restored.hook_failure.clone(),
     };
     if typed.detach && !typed.wait_resident {
         drop(line);
@@ -169,6 +180,7 @@ fn through_agent(typed: &Restore, output: Output) -> Result<ExitCode, AgentError
         resume_ms: result.resume_ms.unwrap_or(f64::NAN),
         residency: None,
         output: Some(result.output.into()),
+        hook_failure: Some(result.hook_failure).filter(|reason| !reason.is_empty()),
     };
     output.result(&report, describe);
     Ok(ExitCode::SUCCESS)
@@ -186,6 +198,9 @@ fn describe(report: &Report) -> String {
             residency.faults,
             super::output::human_bytes(residency.fetched_bytes)
         ));
+    }
+    if let Some(reason) = &report.hook_failure {
+        text.push_str(&format!("\n{reason}"));
     }
     if let Some(path) = &report.output {
         text.push_str(&format!("\noutput continues in {}", path.display()));

@@ -14,6 +14,7 @@ pub mod caller;
 mod error;
 pub mod journal;
 mod listen;
+mod metrics;
 mod operations;
 mod recovery;
 mod server;
@@ -23,5 +24,6 @@ mod wire;
 pub use self::{
     caller::{Caller, Rules},
     error::{detail_of, word as reason_word},
+    operations::Hooks,
     server::{Config, Listen, Reached, serve},
 };

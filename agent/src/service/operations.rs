@@ -28,10 +28,11 @@ use super::{
     caller::{self, Caller},
     error,
     journal::{self, End, Journal, Kind, OperationId, Outcome, ProcessName, Record, Spec},
+    metrics::Metrics,
     recovery, wire,
 };
 use crate::{
-    Agent, AgentError, Cancel, CheckpointReport, CheckpointRequest, Progress, RestoreRequest, Restored,
+    Agent, AgentError, Cancel, CheckpointReport, CheckpointRequest, Hook, Progress, RestoreRequest, Restored,
     Strategy, settings, tree,
 };
 
@@ -47,9 +48,20 @@ pub struct Operations {
     logs: PathBuf,
     /// The program whose `page-server` command serves pages: this one.
     program: PathBuf,
+    hooks: Hooks,
+    metrics: Arc<Metrics>,
     unreadable: HashSet<String>,
     entries: Mutex<HashMap<OperationId, Arc<Entry>>>,
     stopping: AtomicBool,
+}
+
+/// What is called when a request names nothing else.
+#[derive(Clone, Debug, Default)]
+pub struct Hooks {
+    /// Before a tree is frozen to end.
+    pub before_freeze: Option<Hook>,
+    /// After a restore.
+    pub after_restore: Option<Hook>,
 }
 
 /// One operation.
@@ -98,7 +110,13 @@ impl Operations {
     ///
     /// # Errors
     /// When the journal cannot be used.
-    pub fn open(agent: Arc<Agent>, state: &Path, program: PathBuf) -> Result<Arc<Self>, AgentError> {
+    pub fn open(
+        agent: Arc<Agent>,
+        state: &Path,
+        program: PathBuf,
+        hooks: Hooks,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, AgentError> {
         let (journal, held) = Journal::open(&state.join("operations"))?;
         let entries = held.records.into_iter().map(|record| (record.id.clone(), Entry::new(record, None)));
         let operations = Arc::new(Self {
@@ -106,6 +124,8 @@ impl Operations {
             journal,
             logs: state.to_owned(),
             program,
+            hooks,
+            metrics,
             unreadable: held.unreadable.into_iter().collect(),
             entries: Mutex::new(entries.collect()),
             stopping: AtomicBool::new(false),
@@ -240,6 +260,11 @@ impl Operations {
             let hint = "wait for it or cancel it, then retry";
             return Err(error::detail(Reason::Busy, message, NOTHING, hint));
         }
+        if call.spec.hook.is_some() && call.caller != Caller::Operator {
+            let message = "only an operator may name a hook: it is run as root on this machine";
+            let hint = "leave it out; the agent may have hooks of its own";
+            return Err(error::detail(Reason::Forbidden, message, NOTHING, hint));
+        }
         if let Caller::App(app) = &call.caller
             && call.spec.kind != Kind::Restore
             && !self.is_known_as(call.spec.pid, app, entries)
@@ -307,27 +332,42 @@ impl Operations {
         if spec.kind == Kind::Restore {
             match self.restore(entry, &spec) {
                 Ok((restored, outcome)) => {
+                    self.metrics.resumed(restored.resume);
                     self.end(entry, outcome);
                     self.accompany(restored);
                 }
-                Err(failed) => self.end(entry, Outcome::Failed(entry.failure(&failed, None))),
+                Err(failed) => self.end(entry, self.failed(entry, &failed, None)),
             }
             return;
         }
         let outcome = match self.checkpoint(entry, &spec) {
-            Ok(report) => Outcome::Checkpoint(result_of(report)),
+            Ok(report) => {
+                let result = result_of(report);
+                self.metrics.checkpoint(spec.kind, &result, &entry.progress);
+                Outcome::Checkpoint(result)
+            }
             Err(failed) => {
                 let left = tree::is_alive(spec.pid).then(|| format!("process {} runs on", spec.pid));
-                Outcome::Failed(entry.failure(&failed, left))
+                self.failed(entry, &failed, left)
             }
         };
         self.end(entry, outcome);
+    }
+
+    fn failed(&self, entry: &Entry, failed: &AgentError, left: Option<String>) -> Outcome {
+        if failed.is_damage() {
+            self.metrics.damaged("agent", 1);
+        }
+        Outcome::Failed(entry.failure(failed, left))
     }
 
     fn checkpoint(&self, entry: &Entry, spec: &Spec) -> Result<CheckpointReport, AgentError> {
         let mut request = CheckpointRequest::new(app_of(spec)?, spec.pid);
         request.leave_running = spec.kind == Kind::PreCheckpoint;
         request.tcp_established = spec.tcp_established;
+        // A tree that goes on is not frozen for long, and nothing was said about it.
+        let default = self.hooks.before_freeze.clone().filter(|_| !request.leave_running);
+        request.before_freeze = spec.hook.as_ref().map(wire::hook).transpose()?.or(default);
         request.id = entry.record().checkpoint.as_deref().map(id_of).transpose()?;
         request.cancel = entry.cancel.clone();
         self.agent.checkpoint(&request, &entry.progress)
@@ -352,6 +392,8 @@ impl Operations {
             request.patience = Duration::from_secs(spec.patience_s);
         }
         request.page_server_log = Some(settings::log_file(&self.logs, &request.app, "page-server.log"));
+        let hook = spec.hook.as_ref().map(wire::hook).transpose()?;
+        request.after_restore = hook.or_else(|| self.hooks.after_restore.clone());
         request.cancel = entry.cancel.clone();
         let restored = self.agent.restore(request, &entry.progress)?;
 
@@ -365,19 +407,19 @@ impl Operations {
             strategy: wire_strategy(restored.strategy).into(),
             resume_ms: Some(restored.resume.as_secs_f64() * 1e3),
             output: output.display().to_string(),
-            hook_failure: String::new(),
+            hook_failure: restored.hook_failure.clone().unwrap_or_default(),
         });
         Ok((restored, outcome))
     }
 
     /// Stays with a restored tree until its pages are there.
     fn accompany(&self, mut restored: Restored) {
-        match restored.wait_resident() {
-            Ok(residency) => tracing::info!(
-                resident_ms = residency.resident_ms,
-                faults = residency.faults,
-                "all pages are in memory"
-            ),
+        match restored.follow() {
+            Ok((residency, server)) => {
+                let (resident_ms, faults) = (residency.resident_ms, residency.faults);
+                tracing::info!(resident_ms, faults, "all pages are in memory");
+                self.metrics.resident(&residency, server.as_ref());
+            }
             Err(error) => tracing::error!(%error, "pages of the restored tree cannot be had any more"),
         }
         restored.collect();
@@ -410,7 +452,12 @@ impl Operations {
             }
             _ => tracing::info!("done"),
         }
+        let failed = match &outcome {
+            Outcome::Failed(detail) => Some(detail.clone()),
+            _ => None,
+        };
         let record = entry.ended_as(outcome);
+        self.metrics.ended(record.spec.kind, failed.as_ref(), entry.headroom_ms());
         if let Err(error) = self.journal.write(&record) {
             // A later agent settles it by facts, which say the same.
             tracing::error!(%error, "the end of an operation could not be written down");

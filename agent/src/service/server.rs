@@ -19,7 +19,8 @@ use super::{
     api::Api,
     caller::Rules,
     listen,
-    operations::Operations,
+    metrics::{self, Metrics},
+    operations::{Hooks, Operations},
     tls::{Files, Tls},
 };
 use crate::{Agent, AgentError};
@@ -47,6 +48,10 @@ pub struct Config {
     pub state: PathBuf,
     /// The program whose `page-server` command serves pages.
     pub program: PathBuf,
+    /// What is called when a request names nothing else.
+    pub hooks: Hooks,
+    /// Where numbers are served, HOST:PORT.
+    pub metrics: Option<String>,
     /// How long operations may go on after SIGTERM.
     pub grace: Duration,
 }
@@ -58,6 +63,8 @@ pub struct Reached {
     pub unix: Option<PathBuf>,
     /// The TCP address.
     pub tcp: Option<SocketAddr>,
+    /// Where numbers are.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Serves until a signal ends it. `ready` is called when it can be reached.
@@ -84,9 +91,22 @@ async fn run(agent: Arc<Agent>, config: Config, ready: impl FnOnce(&Reached)) ->
     let watch = |kind| signal(kind).map_err(AgentError::io("cannot watch for signals"));
     let mut signals = [watch(SignalKind::terminate())?, watch(SignalKind::interrupt())?];
     let (accepted, connections) = mpsc::channel(16);
-    let mut reached = Reached { unix: None, tcp: None };
+    let mut reached = Reached { unix: None, tcp: None, metrics: None };
     // Whoever waits for the socket finds the journal taken up.
-    let operations = Operations::open(Arc::clone(&agent), &config.state, config.program)?;
+    let metrics = Arc::new(Metrics::default());
+    let operations = Operations::open(
+        Arc::clone(&agent),
+        &config.state,
+        config.program,
+        config.hooks,
+        Arc::clone(&metrics),
+    )?;
+    if let Some(address) = &config.metrics {
+        let failed = |source| AgentError::Io { what: format!("cannot serve numbers on {address}"), source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        reached.metrics = Some(listener.local_addr().map_err(failed)?);
+        tokio::spawn(metrics::serve(listener, metrics));
+    }
     if let Some(path) = &config.unix {
         tokio::spawn(listen::accept_unix(listen::unix(path)?, accepted.clone()));
         reached.unix = Some(path.clone());
