@@ -295,7 +295,7 @@ impl AgentError {
     /// What was left as it was, where the error itself knows.
     pub fn left(&self) -> Option<&str> {
         match self {
-            Self::Service { left, .. } => Some(left).map(String::as_str).filter(|left| !left.is_empty()),
+            Self::Service { left, .. } => Some(left.as_str()).filter(|left| !left.is_empty()),
             _ => None,
         }
     }

@@ -13,7 +13,7 @@ pub mod client;
 pub mod deadline;
 mod dumped_images;
 mod error;
-mod hook;
+pub mod hook;
 mod host;
 pub mod launch;
 mod page_server;

@@ -700,3 +700,22 @@ fn a_hook_that_hangs_is_ended_and_keeps_the_tree() {
     let request = String::from_utf8_lossy(&request[..length]).into_owned();
     assert!(request.starts_with("POST /drain HTTP/1.1"), "{request}");
 }
+
+#[test]
+fn the_log_can_be_json_and_names_the_operation() {
+    let fixture = Fixture::local();
+    let socket = fixture.path().join("run/agent.sock");
+    let log = fixture.path().join("log");
+    let mut command = fixture.agent(&["serve", "--json", "--log-format", "json", "-v", "--socket"]);
+    command.arg(&socket).arg("--state-dir").arg(fixture.path().join("state"));
+    command.stderr(std::fs::File::create(&log).unwrap());
+    let service = Service::spawn(command, socket);
+    fixture.refused(&["restore", "--app", "app", "--agent", &service.address(), "--operation", "restore-1"]);
+    let lines = || {
+        let text = std::fs::read_to_string(&log).unwrap();
+        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()
+    };
+    let failed = lines().into_iter().find(|line| line["fields"]["reason"] == "no-checkpoint").unwrap();
+    assert_eq!(failed["span"]["id"], "restore-1", "{failed}");
+    assert_eq!(failed["span"]["kind"], "restore");
+}
