@@ -346,6 +346,8 @@ fn a_dump_whose_caller_has_gone_is_given_up_unless_another_one_waits() {
     let workload = Workload::start("heap", &["--mib", "32"]).unwrap();
     let mut client = slow_dump(&fixture, &service, &workload, &[]);
     let mut second = slow_dump(&fixture, &service, &workload, &[]);
+    // It has nothing to show for having joined; the store takes five seconds for each answer.
+    sleep(Duration::from_secs(1));
     client.kill().unwrap();
     client.wait().unwrap();
     sleep(Duration::from_millis(300));

@@ -39,6 +39,9 @@ use crate::{
 /// How long to wait before a store that did not answer is asked again what became of an operation.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
+/// A caller's clock has begun before ours: one that leaves this long before the deadline leaves because of it.
+const CLOCKS: Duration = Duration::from_millis(250);
+
 /// All operations of an agent.
 #[derive(Debug)]
 pub struct Operations {
@@ -571,7 +574,7 @@ impl Drop for Waiter {
         let alone = callers.waiting == 0 && !callers.detached;
         drop(callers);
         if alone {
-            let late = self.entry.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            let late = self.entry.deadline.is_some_and(|deadline| Instant::now() + CLOCKS >= deadline);
             self.entry.give_up(if late { Reason::Deadline } else { Reason::Cancelled });
         }
     }
