@@ -131,7 +131,7 @@ mod tests {
         let cancel = Cancel::default();
         let woken = Arc::new(AtomicU32::new(0));
         let count = Arc::clone(&woken);
-        cancel.on_cancel(move || drop(count.fetch_add(1, Ordering::SeqCst)));
+        cancel.on_cancel(move || _ = count.fetch_add(1, Ordering::SeqCst));
         cancel.check().unwrap();
         assert!(cancel.cancel());
         assert!(cancel.cancel());
@@ -140,7 +140,7 @@ mod tests {
         assert!(matches!(cancel.check(), Err(AgentError::Cancelled)));
         // Who comes late is not left waiting.
         let count = Arc::clone(&woken);
-        cancel.on_cancel(move || drop(count.fetch_add(1, Ordering::SeqCst)));
+        cancel.on_cancel(move || _ = count.fetch_add(1, Ordering::SeqCst));
         assert_eq!(woken.load(Ordering::SeqCst), 2);
     }
 

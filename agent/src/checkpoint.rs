@@ -50,6 +50,7 @@ use crate::{
     dumped_images::DumpedImages,
     error::AgentError,
     files::{self, Captured, FileCounts, FileRules, FilesError},
+    hook::{Hook, HookEvent, HookFacts},
     host,
     page_sink::{Received, receive_pages, widen},
     progress::{Progress, Stage},
@@ -70,6 +71,8 @@ pub struct CheckpointRequest {
     pub tcp_established: bool,
     /// The id it will have, for whoever must know it before the commit; a new one if `None`.
     pub id: Option<CheckpointId>,
+    /// Called before the tree is frozen; and once more if that does not lead to a checkpoint.
+    pub before_freeze: Option<Hook>,
     /// Gives it up, until its manifest is put; the tree goes on then.
     pub cancel: Cancel,
     /// How many checkpoints this one may build on, one on the other; where it would be more, a full one is made. See
@@ -91,6 +94,7 @@ impl CheckpointRequest {
             leave_running: false,
             tcp_established: false,
             id: None,
+            before_freeze: None,
             cancel: Cancel::default(),
             max_chain_depth: DEFAULT_MAX_CHAIN_DEPTH,
             files: FileRules::default(),
@@ -187,8 +191,10 @@ impl Agent {
                 self.block_on(request.cancel.or_run(parent))?
             }
         };
+        let id = request.id.unwrap_or_else(CheckpointId::new);
         let dump = Dump {
             agent: self,
+            id,
             criu: &criu,
             version,
             request,
@@ -197,9 +203,10 @@ impl Agent {
             work: &work,
             progress,
         };
-        let dumping = Instant::now();
-        let committed = dump.run(parent.clone());
-        let dumped = dumping.elapsed();
+        let (committed, dumped) = self.prepared(request, id, || {
+            let dumping = Instant::now();
+            (dump.run(parent.clone()), dumping.elapsed())
+        });
         if let Some(parent) = &parent
             && let Err(error) = self.block_on(parent.lease().release())
         {
@@ -230,6 +237,26 @@ impl Agent {
             files,
             left: if request.leave_running { "running" } else { "killed" },
         })
+    }
+
+    /// Runs `dump` between the hooks: one before it, and one if nothing comes of it.
+    fn prepared(
+        &self,
+        request: &CheckpointRequest,
+        checkpoint: CheckpointId,
+        dump: impl FnOnce() -> (Result<Committed, AgentError>, Duration),
+    ) -> (Result<Committed, AgentError>, Duration) {
+        let Some(hook) = &request.before_freeze else { return dump() };
+        let facts = |event| HookFacts { event, app: &request.app, pid: request.pid, checkpoint };
+        let (committed, dumped) = match self.call(hook, &facts(HookEvent::BeforeFreeze), &request.cancel) {
+            Ok(()) => dump(),
+            Err(error) => (Err(error), Duration::ZERO),
+        };
+        let failed = matches!(&committed, Err(error) if !matches!(error, AgentError::AfterCommit { .. }));
+        if failed && let Err(error) = self.call(hook, &facts(HookEvent::NotFrozen), &Cancel::default()) {
+            tracing::warn!(%error, "what was prepared for the freeze may not have been undone");
+        }
+        (committed, dumped)
     }
 
     /// The checkpoint that pages of the tree still arrive from. Without it there is no new one.
@@ -284,6 +311,7 @@ struct Committed {
 /// One dump, from the freeze to the commit.
 struct Dump<'a> {
     agent: &'a Agent,
+    id: CheckpointId,
     criu: &'a Criu,
     version: Version,
     request: &'a CheckpointRequest,
@@ -300,7 +328,7 @@ impl Dump<'_> {
             Arc::clone(&agent.store),
             agent.runtime.handle().clone(),
             self.request.app.clone(),
-            self.request.id.unwrap_or_else(CheckpointId::new),
+            self.id,
             parent.clone(),
             // Pages that have not arrived refer to the same frames as those that have.
             WriterOptions { rewrite_sparse: self.look.served().is_none(), ..WriterOptions::default() },
@@ -417,6 +445,7 @@ impl Dump<'_> {
         let cancel = &self.request.cancel;
         let commit = received.pages.commit_if(meta, || cancel.pass());
         let manifest = self.agent.block_on(cancel.or_run(commit))?;
+        self.progress.leave();
         Ok(Committed { manifest, pending, files: counts })
     }
 }

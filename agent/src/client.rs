@@ -3,12 +3,12 @@
 use std::{fmt, io, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
-use migration_proto::agent::agent_client::AgentClient;
+use migration_proto::agent::{Reason, agent_client::AgentClient};
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tonic::{
-    Status,
+    Code, Status,
     transport::{Channel, Endpoint, Uri},
 };
 use tower::service_fn;
@@ -129,6 +129,12 @@ pub fn refused(status: &Status) -> AgentError {
             message: detail.message,
             left: detail.left,
             hint: detail.hint,
+        },
+        None if matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded) => AgentError::Service {
+            reason: reason_word(Reason::Deadline),
+            message: "the agent did not answer in time".to_owned(),
+            left: String::new(),
+            hint: "`migration-agent status` tells what became of it".to_owned(),
         },
         None => AgentError::Io {
             what: "the agent did not answer".to_owned(),

@@ -219,6 +219,14 @@ pub enum AgentError {
         /// What CRIU said.
         reason: String,
     },
+    /// What was to be called before a freeze, or after a restore, failed.
+    #[error("the {event} hook failed: {reason}")]
+    Hook {
+        /// Which one.
+        event: &'static str,
+        /// How.
+        reason: String,
+    },
     /// It was given up before it was too late for that.
     #[error("cancelled")]
     Cancelled,
@@ -305,6 +313,7 @@ impl AgentError {
             Self::LazyDisagreement { .. } => "lazy-disagreement",
             Self::AfterCommit { .. } => "after-commit",
             Self::Cancelled => "cancelled",
+            Self::Hook { .. } => "hook",
             Self::Service { reason, .. } => reason,
             Self::Io { .. } => "io",
             Self::WorkDirectory { .. } => "work-directory",
@@ -326,6 +335,26 @@ impl AgentError {
                 _ => None,
             },
             _ => None,
+        }
+    }
+
+    /// Whether it says that data in the store is not what had been stored.
+    pub fn is_damage(&self) -> bool {
+        let manifest = |error: &CatalogError| matches!(error, CatalogError::Manifest { .. });
+        match self {
+            Self::Bundle(_) | Self::Verify(VerifyError::Damaged { .. }) => true,
+            Self::Catalog(error) | Self::Read(ReadError::Catalog(error)) => manifest(error),
+            Self::Read(error) | Self::Verify(VerifyError::Read(error)) => matches!(
+                error,
+                ReadError::Frame(_)
+                    | ReadError::BundleChanged
+                    | ReadError::Bundle(_)
+                    | ReadError::HashesChanged
+            ),
+            Self::Served { source, .. } => {
+                matches!(&**source, ParentError::Catalog(error) if manifest(error))
+            }
+            _ => false,
         }
     }
 
@@ -366,6 +395,7 @@ impl AgentError {
             Self::UnknownCheckpoint { app, .. } => {
                 return Some(format!("`migration-agent list --app {app}` shows them"));
             }
+            Self::Hook { .. } => "correct the hook, or let its failure be ignored, then retry",
             Self::WrongMachine { .. } => "restore it on a machine of the same kind",
             Self::NotRoot => "run it as root: freezing and rebuilding processes needs it",
             Self::NoUserfaultfd => {

@@ -10,11 +10,13 @@ mod cancel;
 pub mod capabilities;
 pub mod checkpoint;
 pub mod client;
+pub mod deadline;
 mod dumped_images;
 mod error;
 pub mod fence;
 mod files;
 pub mod handover;
+pub mod hook;
 mod host;
 pub mod launch;
 pub mod migrate;
@@ -29,6 +31,7 @@ pub mod settings;
 pub mod supervise;
 mod tree;
 mod userfault;
+pub mod volume;
 mod workdir;
 
 pub use self::{
@@ -37,6 +40,7 @@ pub use self::{
     checkpoint::{ByteCounts, CheckpointReport, CheckpointRequest, PageCounts},
     error::{AgentError, chain as error_chain},
     files::{DEFAULT_FILE_LIMIT, ExistingFiles, FileCounts, FileRules, FilesError, OpenFiles, PutBackReport},
+    hook::{HOOK_TIMEOUT, Hook, HookCall, HookEvent},
     progress::{Progress, Stage},
     restore::{Residency, RestoreRequest, Restored, Strategy},
     tree::is_alive,

@@ -1,6 +1,12 @@
 //! How far a long operation is, for whoever wants to show it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 /// Steps of a checkpoint or restore, in the order they are reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,12 +63,39 @@ pub struct Progress {
     bytes: AtomicU64,
     /// 0 while that is not known.
     total: AtomicU64,
+    times: Mutex<Times>,
+}
+
+/// When stages were entered, and when the last of them was over.
+#[derive(Debug, Default)]
+struct Times {
+    entered: Vec<(Stage, Instant)>,
+    over: Option<Instant>,
 }
 
 impl Progress {
     /// The operation has reached `stage`.
     pub fn enter(&self, stage: Stage) {
         self.stage.store(stage as u64, Ordering::Relaxed);
+        self.times().entered.push((stage, Instant::now()));
+    }
+
+    /// What was the last stage's is done.
+    pub fn leave(&self) {
+        self.times().over = Some(Instant::now());
+    }
+
+    /// How long a stage took; `None` if it was not reached, or is not over.
+    pub fn time_in(&self, stage: Stage) -> Option<Duration> {
+        let times = self.times();
+        let place = times.entered.iter().position(|(entered, _)| *entered == stage)?;
+        let (_, begun) = times.entered[place];
+        let over = times.entered.get(place + 1).map(|(_, next)| *next).or(times.over)?;
+        Some(over.saturating_duration_since(begun))
+    }
+
+    fn times(&self) -> MutexGuard<'_, Times> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `bytes` more of the process's memory have been handled.

@@ -31,7 +31,7 @@ use lazy_pages::{
     ids::{AppId, CheckpointId},
     materialize::large_images,
     reader::{Checkpoint, Pages, ReadError},
-    server::{STORE_PATIENCE, daemon::Origin},
+    server::{STORE_PATIENCE, ServerStats, daemon::Origin},
     units::PAGE_SIZE,
 };
 use nix::{
@@ -52,6 +52,7 @@ use crate::{
     fence::{Claim, Fence, Runner},
     files::{ExistingFiles, PutBackReport},
     handover::{HandedOver, Remote},
+    hook::{Hook, HookEvent, HookFacts},
     host,
     page_server::{Log, PageServerProcess, Served},
     progress::{Progress, Stage},
@@ -130,6 +131,8 @@ pub struct RestoreRequest {
     pub tcp_established: bool,
     /// A tree that is stopped on another machine: the checkpoint is a handover, whose pages come from there.
     pub handover: Option<HandedOver>,
+    /// Called when the tree runs.
+    pub after_restore: Option<Hook>,
     /// Gives it up, until the tree is about to run; nothing of it is left then.
     pub cancel: Cancel,
     /// What becomes of files that differ from those of the checkpoint.
@@ -149,6 +152,7 @@ impl RestoreRequest {
             page_server_log: None,
             tcp_established: false,
             handover: None,
+            after_restore: None,
             cancel: Cancel::default(),
             existing_files: ExistingFiles::SetAside,
         }
@@ -168,6 +172,8 @@ pub struct Restored {
     pub resume: Duration,
     /// What became of the files it had open.
     pub files: PutBackReport,
+    /// Why the hook after the restore failed, if it did; the tree runs all the same.
+    pub hook_failure: Option<String>,
     started: Instant,
     fetched_bytes: u64,
     page_server: Option<PageServerProcess>,
@@ -190,16 +196,25 @@ impl Restored {
     /// # Errors
     /// When pages could not be had; the tree is dead then.
     pub fn wait_resident(&mut self) -> Result<Residency, AgentError> {
+        self.follow().map(|(residency, _)| residency)
+    }
+
+    /// The same, with what its page server has counted, if it has one.
+    ///
+    /// # Errors
+    /// Those of [`Self::wait_resident`].
+    pub fn follow(&mut self) -> Result<(Residency, Option<ServerStats>), AgentError> {
         let Some(page_server) = &self.page_server else {
             let resident_ms = self.resume.as_secs_f64() * 1e3;
-            return Ok(Residency { resident_ms, faults: 0, fetched_bytes: self.fetched_bytes });
+            return Ok((Residency { resident_ms, faults: 0, fetched_bytes: self.fetched_bytes }, None));
         };
         let stats = page_server.resident()?;
-        Ok(Residency {
+        let residency = Residency {
             resident_ms: self.started.elapsed().as_secs_f64() * 1e3,
             faults: stats.faults,
             fetched_bytes: stats.fetched_bytes,
-        })
+        };
+        Ok((residency, Some(stats)))
     }
 }
 
@@ -335,12 +350,22 @@ impl Agent {
         let resume = started.elapsed();
         progress.enter(Stage::Filling);
         let strategy = request.strategy;
+        let hook_failure = request.after_restore.as_ref().and_then(|hook| {
+            let event = HookEvent::AfterRestore;
+            let facts = HookFacts { event, app: &request.app, pid: restored.pid, checkpoint: id };
+            // The tree runs: nothing is given up any more.
+            self.call(hook, &facts, &Cancel::default()).err().map(|error| error.to_string())
+        });
+        if let Some(reason) = &hook_failure {
+            tracing::warn!(reason, pid = restored.pid, "the tree runs on");
+        }
         Ok(Restored {
             checkpoint: id,
             pid: restored.pid,
             strategy,
             resume,
             files,
+            hook_failure,
             started,
             fetched_bytes,
             page_server,

@@ -15,7 +15,10 @@ use common::{
 };
 use migration_agent::client;
 use migration_harness::{process, workload::Workload};
-use migration_proto::agent::{OperationState, Reason, Stage};
+use migration_proto::agent::{
+    FinalDumpRequest, GetDirtyVolumeRequest, Operation, OperationState, Reason, Stage, WatchRequest,
+    operation::Outcome,
+};
 use serde_json::Value;
 
 /// The command line of a final dump or a checkpoint through the service.
@@ -343,6 +346,8 @@ fn a_dump_whose_caller_has_gone_is_given_up_unless_another_one_waits() {
     let workload = Workload::start("heap", &["--mib", "32"]).unwrap();
     let mut client = slow_dump(&fixture, &service, &workload, &[]);
     let mut second = slow_dump(&fixture, &service, &workload, &[]);
+    // It has nothing to show for having joined; the store takes five seconds for each answer.
+    sleep(Duration::from_secs(1));
     client.kill().unwrap();
     client.wait().unwrap();
     sleep(Duration::from_millis(300));
@@ -496,4 +501,223 @@ fn health_and_reflection_are_served() {
     });
     let status = fixture.json(&["status", "--agent", &service.address()]);
     assert_eq!(status["ready"], true, "{status}");
+}
+
+#[test]
+fn a_watched_operation_is_told_from_its_beginning_to_its_end() {
+    let fixture = Fixture::s3();
+    let service = Service::start(&fixture, &[]);
+    let workload = Workload::start("heap", &["--mib", "32"]).unwrap();
+    let client = slow_dump(&fixture, &service, &workload, &["--timeout", "60"]);
+    fixture.server.as_ref().unwrap().faults.delay_answers(Duration::from_millis(400));
+    let told: Vec<Operation> = service.ask(async |mut agent| {
+        let request = WatchRequest { operation_id: "dump-slow".into() };
+        let mut changes = agent.watch(request).await.unwrap().into_inner();
+        let mut told = Vec::new();
+        while let Some(operation) = changes.message().await.unwrap() {
+            told.push(operation);
+        }
+        told
+    });
+    let output = client.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", common::text(&output));
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (last, before) = told.split_last().unwrap();
+    assert!(before.iter().all(|operation| operation.state() == OperationState::Running));
+    let stages: Vec<Stage> = told.iter().map(|operation| operation.stage()).collect();
+    assert!(stages.is_sorted() && stages.contains(&Stage::Preparing), "{stages:?}");
+    assert!(told.is_sorted_by_key(|operation| operation.bytes_done));
+    let headroom: Vec<i64> = told.iter().map(|operation| operation.deadline_headroom_ms.unwrap()).collect();
+    assert!(
+        headroom.iter().rev().is_sorted() && headroom.iter().all(|ms| (0..60_000).contains(ms)),
+        "{headroom:?}"
+    );
+    assert_eq!(last.state(), OperationState::Succeeded);
+    assert!(last.pages_done * 4096 >= 32 << 20, "{last:?}");
+    let Some(Outcome::Checkpoint(result)) = &last.outcome else { panic!("{last:?}") };
+    assert_eq!(answer["checkpoint"], *result.checkpoint);
+
+    // One that is over is told once; its end is the exit code.
+    let watched =
+        fixture.agent(&["watch", "dump-slow", "--agent", &service.address(), "--json"]).output().unwrap();
+    assert!(watched.status.success());
+    let told: Value = serde_json::from_slice(&watched.stdout).unwrap();
+    assert_eq!(told["result"]["checkpoint"], answer["checkpoint"]);
+    let unknown = fixture.refused(&["watch", "no-such-operation", "--agent", &service.address()]);
+    assert_eq!(unknown["reason"], "unknown-operation");
+}
+
+#[test]
+fn an_operation_that_was_detached_outlives_its_caller() {
+    let fixture = Fixture::s3();
+    let service = Service::start(&fixture, &[]);
+    let workload = Workload::start("heap", &["--mib", "16"]).unwrap();
+    fixture.server.as_ref().unwrap().faults.delay_answers(Duration::from_millis(300));
+    let request = FinalDumpRequest {
+        operation_id: "dump-detached".into(),
+        app: "app".into(),
+        pid: workload.pid() as u32,
+        detach: true,
+        ..Default::default()
+    };
+    let begun = service.ask(async |mut agent| agent.final_dump(request).await).unwrap().into_inner();
+    assert_eq!(begun.state(), OperationState::Running);
+    wait_gone(&workload);
+    let ended = || service.operation("dump-detached").unwrap().state() == OperationState::Succeeded;
+    assert!(process::wait_until(SOON, ended));
+    fixture.server.as_ref().unwrap().faults.delay_answers(Duration::ZERO);
+    fixture.json(&["restore", "--app", "app", "--agent", &service.address()]);
+    intact(&workload);
+}
+
+#[test]
+fn whether_a_dump_fits_is_told_from_what_the_last_ones_cost() {
+    let fixture = Fixture::s3();
+    let service = Service::start(&fixture, &[]);
+    let none = fixture.refused(&["deadline", "--app", "app", "--deadline", "60s"]);
+    assert_eq!(none["reason"], "no-checkpoint");
+    let volume = |service: &Service| {
+        let request = GetDirtyVolumeRequest { app: "app".into() };
+        service.ask(async |mut agent| agent.get_dirty_volume(request).await).unwrap().into_inner()
+    };
+    assert_eq!(volume(&service).checkpoints, 0);
+    let workload = Workload::start("heap", &["--mib", "32"]).unwrap();
+    let pid = workload.pid().to_string();
+    let take = || fixture.json(&["checkpoint", "--app", "app", "--pid", &pid, "--leave-running"]);
+    let full = take();
+    let known = volume(&service);
+    assert_eq!(known.bytes, full["pages"]["stored"].as_u64().unwrap() * 4096);
+    assert_eq!(known.upload_bytes, full["bytes"]["uploaded"].as_u64().unwrap());
+    workload.act("mutate 0.1").unwrap();
+    let second = take();
+    let known = volume(&service);
+    assert_eq!(known.bytes, second["pages"]["stored"].as_u64().unwrap() * 4096);
+    assert!(known.bytes * 4 < 32 << 20, "{known:?}");
+
+    let verdict = |deadline: &str, more: &[&str]| {
+        fixture
+            .json(&[&["deadline", "--app", "app", "--deadline", deadline, "--interval", "0s"], more].concat())
+    };
+    let fits = verdict("1h", &[]);
+    assert_eq!(fits["verdict"], "fits", "{fits}");
+    assert!(fits["bandwidth_bytes_per_second"].as_u64().unwrap() > 0);
+    assert_eq!(fits["dirty_bytes"], known.bytes);
+    let needed = fits["needed_ms"].as_u64().unwrap();
+    let whole = fits["headroom_ms"].as_u64().unwrap() + needed;
+    assert!((3_599_999..=3_600_000).contains(&whole), "each is rounded down: {fits}");
+    let slow = verdict("60s", &["--bandwidth", "1000"]);
+    assert_eq!(
+        (&slow["verdict"], &slow["why"]),
+        (&Value::from("cannot-fit"), &Value::from("upload")),
+        "{slow}"
+    );
+    assert_eq!(verdict("1s", &["--margin", "1h"])["why"], "margin");
+}
+
+#[test]
+fn hooks_are_called_around_a_move_and_one_that_fails_keeps_the_tree() {
+    let fixture = Fixture::local();
+    let told = fixture.path().join("told");
+    let script = fixture.path().join("hook");
+    let text = format!(
+        "#!/bin/sh\n[ -d /proc/$MIGRATION_PID ] || exit 3\n\
+         echo $MIGRATION_EVENT $MIGRATION_APP $MIGRATION_PID $MIGRATION_CHECKPOINT $MIGRATION_GENERATION >> {}\n\
+         [ \"$1\" != fail ]\n",
+        told.display()
+    );
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let script = script.to_str().unwrap().to_owned();
+    let failing = format!("{script} fail");
+    let lines = || {
+        let text = std::fs::read_to_string(&told).unwrap_or_default();
+        text.lines().map(|line| line.split(' ').map(str::to_owned).collect()).collect::<Vec<Vec<String>>>()
+    };
+    let service = Service::start(&fixture, &["--after-restore", &script]);
+    let address = service.address();
+    let workload = Workload::start("heap", &["--mib", "8"]).unwrap();
+    let pid = workload.pid().to_string();
+
+    for through in [&[][..], &["--agent", &address]] {
+        let call = ["checkpoint", "--app", "app", "--pid", &pid, "--before-freeze", &failing];
+        let refused = fixture.refused(&[&call[..], through].concat());
+        assert_eq!(refused["reason"], "hook", "{refused}");
+        assert_eq!(refused["left"], format!("process {pid} runs on"));
+        assert!(runs_free(workload.pid()));
+        intact(&workload);
+        assert!(fixture.manifests().is_empty());
+        // What was begun is told to be over.
+        let events: Vec<String> = lines().into_iter().map(|line| line[0].clone()).collect();
+        assert_eq!(events, ["before-freeze", "not-frozen"]);
+        std::fs::remove_file(&told).unwrap();
+    }
+    let call = ["checkpoint", "--app", "app", "--pid", &pid, "--agent", &address, "--before-freeze"];
+    let ignored =
+        fixture.json(&[&call[..], &[&failing, "--hook-failure", "ignore", "--leave-running"]].concat());
+    assert_eq!(ignored["left"], "running");
+    let dumped = fixture.json(&[&call[..], &[&script]].concat());
+    wait_gone(&workload);
+    let restored = fixture.json(&["restore", "--app", "app", "--agent", &address]);
+    assert_eq!(restored["hook_failure"], Value::Null);
+    let told_now = lines();
+    let (first, rest) = told_now.split_first().unwrap();
+    assert_eq!(first[3], ignored["checkpoint"].as_str().unwrap());
+    let id = dumped["checkpoint"].as_str().unwrap();
+    for (line, event) in rest.iter().zip(["before-freeze", "after-restore"]) {
+        assert_eq!(line[..4], [event, "local/default/app", &pid, id]);
+        assert!(line[4].parse::<u64>().unwrap() > first[4].parse().unwrap(), "generations grow");
+    }
+    assert_eq!(rest.len(), 2);
+    intact(&workload);
+
+    // After a restore nothing is undone any more: it is told, and the tree runs on.
+    fixture.json(&["checkpoint", "--app", "app", "--pid", &pid]);
+    wait_gone(&workload);
+    let call = ["restore", "--app", "app", "--agent", &address, "--after-restore", &failing];
+    let restored = fixture.json(&call);
+    assert!(restored["hook_failure"].as_str().unwrap().contains("exit status: 1"), "{restored}");
+    intact(&workload);
+}
+
+#[test]
+fn a_hook_that_hangs_is_ended_and_keeps_the_tree() {
+    let fixture = Fixture::local();
+    let service = Service::start(&fixture, &[]);
+    let workload = Workload::start("heap", &["--mib", "8"]).unwrap();
+    let pid = workload.pid().to_string();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = format!("http://{}/drain", listener.local_addr().unwrap());
+    for hook in ["sleep 1000", silent.as_str()] {
+        let call = ["checkpoint", "--app", "app", "--pid", &pid, "--agent", &service.address()];
+        let refused =
+            fixture.refused(&[&call[..], &["--before-freeze", hook, "--hook-timeout", "300ms"]].concat());
+        assert_eq!(refused["reason"], "hook", "{refused}");
+        intact(&workload);
+        assert!(fixture.manifests().is_empty());
+    }
+    // The address was asked for what it says.
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut request = vec![0; 4096];
+    let length = std::io::Read::read(&mut stream, &mut request).unwrap();
+    let request = String::from_utf8_lossy(&request[..length]).into_owned();
+    assert!(request.starts_with("POST /drain HTTP/1.1"), "{request}");
+}
+
+#[test]
+fn the_log_can_be_json_and_names_the_operation() {
+    let fixture = Fixture::local();
+    let socket = fixture.path().join("run/agent.sock");
+    let log = fixture.path().join("log");
+    let mut command = fixture.agent(&["serve", "--json", "--log-format", "json", "-v", "--socket"]);
+    command.arg(&socket).arg("--state-dir").arg(fixture.path().join("state"));
+    command.stderr(std::fs::File::create(&log).unwrap());
+    let service = Service::spawn(command, socket);
+    fixture.refused(&["restore", "--app", "app", "--agent", &service.address(), "--operation", "restore-1"]);
+    let lines = || {
+        let text = std::fs::read_to_string(&log).unwrap();
+        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()
+    };
+    let failed = lines().into_iter().find(|line| line["fields"]["reason"] == "no-checkpoint").unwrap();
+    assert_eq!(failed["span"]["id"], "restore-1", "{failed}");
+    assert_eq!(failed["span"]["kind"], "restore");
 }

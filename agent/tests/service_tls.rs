@@ -234,6 +234,10 @@ fn an_application_may_touch_itself_and_nothing_else() {
         let refused = fixture.refused(&words(&dump(app, pid, "dump-0003"), &through));
         assert_eq!(refused["reason"], "forbidden", "{app} {pid}: {refused}");
     }
+    // What is run as root is not for it to say.
+    let hooked = words(&dump("c/n/own", &pid, "dump-0005"), &through);
+    let refused = fixture.refused(&[&hooked[..], &["--before-freeze", "true"]].concat());
+    assert_eq!(refused["reason"], "forbidden", "{refused}");
     // Nor can it see, cancel or bring back what is not its own.
     let refused = fixture.refused(&words(&["restore", "--app", "c/n/other"], &through));
     assert_eq!(refused["reason"], "forbidden");

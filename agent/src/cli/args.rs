@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use lazy_pages::store::StoreUrl;
 
 use super::{
     checkpoint::Checkpoint,
+    deadline::Deadline,
     gc::Gc,
     inspect::{Delete, List, OneCheckpoint, Verify},
     migrate::Migrate,
@@ -62,9 +63,21 @@ pub struct Global {
     /// Print one JSON object a result on standard output
     #[arg(long, global = true)]
     pub json: bool,
+    /// How messages on standard error look
+    #[arg(long, global = true, value_enum, value_name = "text|json", default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
     /// Say more on standard error; twice for every detail
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// How messages look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -87,6 +100,8 @@ pub enum Command {
     Cancel(Cancel),
     /// Move an application from one agent's machine to another's
     Migrate(Migrate),
+    /// Tell whether a final dump would be done before a deadline
+    Deadline(Deadline),
     /// List applications, or the checkpoints of one
     List(List),
     /// Show what a checkpoint holds

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode, str::FromStr, sync::Arc, time::Durat
 use clap::Args;
 use lazy_pages::{catalog::Retention, ids::AppId};
 use migration_agent::{
-    Agent, AgentError, CheckpointRequest, DEFAULT_FILE_LIMIT, FileRules, OpenFiles, Progress,
+    Agent, AgentError, CheckpointRequest, DEFAULT_FILE_LIMIT, FileRules, HookCall, OpenFiles, Progress,
     checkpoint::DEFAULT_MAX_CHAIN_DEPTH,
     periodic::{Event, Periodic, Stop},
     supervise,
@@ -15,6 +15,7 @@ use super::{
     args::Global,
     commands::agent,
     duration,
+    hooks::HookOptions,
     inspect::describe_checkpoint,
     output::{Output, ProgressLine, human_bytes},
     remote::{self, Through},
@@ -71,6 +72,11 @@ pub struct Checkpoint {
     /// Refuse to carry more bytes than this in all
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(DEFAULT_FILE_LIMIT))]
     pub file_limit: ByteSize,
+    /// Call this before the tree is frozen: a command (words, no quoting, no shell) or an http:// address
+    #[arg(long, value_name = "CMD|URL")]
+    pub before_freeze: Option<HookCall>,
+    #[command(flatten)]
+    pub hooks: HookOptions,
     #[command(flatten)]
     pub through: Through,
 }
@@ -114,6 +120,7 @@ pub fn checkpoint(typed: Checkpoint, global: &Global, output: Output) -> Result<
     request.tcp_established = typed.tcp_established;
     request.files =
         FileRules { listed: typed.path, open: typed.files, same: typed.same, limit: typed.file_limit.0 };
+    request.before_freeze = typed.hooks.hook(&typed.before_freeze);
     request.max_chain_depth = typed.max_chain_depth;
     if let Some(every) = typed.every {
         let stop = Stop::default();

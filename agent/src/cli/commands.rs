@@ -7,8 +7,8 @@ use migration_agent::{Agent, AgentError, settings, supervise::Signals};
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    args::{Cli, Command, Global},
-    check, checkpoint, gc, inspect, migrate,
+    args::{Cli, Command, Global, LogFormat},
+    check, checkpoint, deadline, gc, inspect, migrate,
     output::Output,
     page_server, pin, remote, restore, run, serve,
 };
@@ -16,7 +16,7 @@ use super::{
 /// Runs the command line.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_log(cli.global.verbose);
+    start_log(cli.global.verbose, cli.global.log_format);
     let output = Output { json: cli.global.json };
     let failed = |error: AgentError, left: Option<&str>| {
         output.error(&error, left);
@@ -47,6 +47,7 @@ pub fn main() -> ExitCode {
         Command::Watch(typed) => remote::watch(&typed, output).unwrap_or_else(|error| failed(error, None)),
         Command::Cancel(typed) => finish(remote::cancel(&typed, output), failed),
         Command::Migrate(typed) => finish(migrate::run(typed, output), failed),
+        Command::Deadline(typed) => finish(deadline::deadline(&typed, &cli.global, output), failed),
         Command::List(list) => finish(inspect::list(&list, &cli.global, output), failed),
         Command::Show(which) => finish(inspect::show(&which, &cli.global, output), failed),
         Command::Verify(verify) => finish(inspect::verify(&verify, &cli.global, output), failed),
@@ -79,18 +80,21 @@ fn what_is_left(pid: u32) -> Option<String> {
     migration_agent::is_alive(pid).then(|| format!("process {pid} runs on"))
 }
 
-fn start_log(verbose: u8) {
+fn start_log(verbose: u8, format: LogFormat) {
     let level = match verbose {
         0 => "warn",
         1 => "info",
         _ => "debug",
     };
     let filter = EnvFilter::try_from_env("MIGRATION_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)
         // A closed standard error must not end a page server that processes depend on.
-        .log_internal_errors(false)
-        .init();
+        .log_internal_errors(false);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
 }

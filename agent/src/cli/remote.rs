@@ -170,13 +170,27 @@ pub fn cancel(typed: &Cancel, output: Output) -> Result<(), AgentError> {
 pub fn checkpoint(typed: &Checkpoint) -> Result<CheckpointReport, AgentError> {
     let (operation_id, app, pid) = (typed.through.operation(), typed.app.to_string(), typed.pid);
     let tcp_established = typed.tcp_established;
+    let before_freeze = typed.hooks.wire(&typed.before_freeze);
     let operation = typed.through.ask(async |mut agent| {
         let answer = if typed.leave_running {
-            let request =
-                PreCheckpointRequest { operation_id, app, pid, tcp_established, ..Default::default() };
+            let request = PreCheckpointRequest {
+                operation_id,
+                app,
+                pid,
+                tcp_established,
+                before_freeze,
+                ..Default::default()
+            };
             agent.pre_checkpoint(typed.through.limited(request)).await?
         } else {
-            let request = FinalDumpRequest { operation_id, app, pid, tcp_established, ..Default::default() };
+            let request = FinalDumpRequest {
+                operation_id,
+                app,
+                pid,
+                tcp_established,
+                before_freeze,
+                ..Default::default()
+            };
             agent.final_dump(typed.through.limited(request)).await?
         };
         Ok(answer.into_inner())
@@ -196,6 +210,7 @@ pub fn restore(typed: &Restore) -> Result<RestoreResult, AgentError> {
         strategy: wire_strategy(typed.strategy).into(),
         tcp_established: typed.tcp_established,
         patience_s: typed.patience,
+        after_restore: typed.hooks.wire(&typed.after_restore),
         ..Default::default()
     };
     let request = typed.through.limited(request);

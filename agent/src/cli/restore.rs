@@ -15,8 +15,8 @@ use lazy_pages::{
     server::STORE_PATIENCE,
 };
 use migration_agent::{
-    AgentError, ExistingFiles, Progress, PutBackReport, Residency, RestoreRequest, Restored, Strategy,
-    settings,
+    AgentError, ExistingFiles, HookCall, Progress, PutBackReport, Residency, RestoreRequest, Restored,
+    Strategy, settings,
     supervise::{self, Signals},
 };
 use serde::Serialize;
@@ -24,6 +24,7 @@ use serde::Serialize;
 use super::{
     args::Global,
     commands::agent,
+    hooks::HookOptions,
     output::{Output, ProgressLine},
     remote::{self, Through},
     run::write_pid,
@@ -72,6 +73,11 @@ pub struct Restore {
     /// What becomes of files that are not as they were at the checkpoint: put them aside, replace them, or refuse to restore
     #[arg(long, default_value = "set-aside", value_name = "set-aside|replace|refuse")]
     pub existing_files: ExistingFiles,
+    /// Call this when the tree runs: a command (words, no quoting, no shell) or an http:// address
+    #[arg(long, value_name = "CMD|URL")]
+    pub after_restore: Option<HookCall>,
+    #[command(flatten)]
+    pub hooks: HookOptions,
     #[command(flatten)]
     pub through: Through,
 }
@@ -90,6 +96,9 @@ struct Report {
     /// Where the pipes and terminals of a detached workload continue.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<PathBuf>,
+    /// Why the hook failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hook_failure: Option<String>,
 }
 
 /// Restores, then returns at once, when all pages are there, or when the workload ends.
@@ -119,6 +128,7 @@ pub fn restore(
     request.page_server_log = (!in_front).then(|| page_server_log(&typed)).transpose()?;
     request.tcp_established = typed.tcp_established;
     request.existing_files = typed.existing_files;
+    request.after_restore = typed.hooks.hook(&typed.after_restore);
     let progress = Arc::new(Progress::default());
     let line = ProgressLine::start(Arc::clone(&progress));
     let mut restored = match agent.restore(request, &progress) {
@@ -143,6 +153,7 @@ pub fn restore(
         residency,
         files: restored.files.clone(),
         output: log.clone(),
+        hook_failure: restored.hook_failure.clone(),
     };
     if typed.detach && !typed.wait_resident {
         drop(line);
@@ -183,6 +194,7 @@ fn through_agent(typed: &Restore, output: Output) -> Result<ExitCode, AgentError
             set_aside: result.files_set_aside,
         },
         output: Some(result.output.into()),
+        hook_failure: Some(result.hook_failure).filter(|reason| !reason.is_empty()),
     };
     output.result(&report, describe);
     Ok(ExitCode::SUCCESS)
@@ -203,6 +215,9 @@ fn describe(report: &Report) -> String {
     }
     for path in &report.files.set_aside {
         text.push_str(&format!("\na file that was replaced is now {path}"));
+    }
+    if let Some(reason) = &report.hook_failure {
+        text.push_str(&format!("\n{reason}"));
     }
     if let Some(path) = &report.output {
         text.push_str(&format!("\noutput continues in {}", path.display()));

@@ -4,14 +4,15 @@ use std::{env, io::Write, path::PathBuf, time::Duration};
 
 use clap::Args;
 use migration_agent::{
-    AgentError,
-    service::{self, Config, Listen, Rules},
+    AgentError, HookCall,
+    service::{self, Config, Hooks, Listen, Rules},
     settings,
 };
 
 use super::{
     args::Global,
     commands::agent,
+    hooks::HookOptions,
     output::Output,
     remote::{Certificates, SOCKET},
 };
@@ -43,6 +44,17 @@ pub struct Serve {
     /// Serve TCP without TLS: whoever reaches the address may take the memory of every process
     #[arg(long, conflicts_with = "tls_cert")]
     pub insecure_plaintext: bool,
+    /// Serve numbers for Prometheus at http://HOST:PORT/metrics, to everybody who can reach it
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics: Option<String>,
+    /// Call this before a tree is frozen to end, unless a request names something else: a command or an http:// address
+    #[arg(long, value_name = "CMD|URL")]
+    pub before_freeze: Option<HookCall>,
+    /// Call this when a restored tree runs, unless a request names something else
+    #[arg(long, value_name = "CMD|URL")]
+    pub after_restore: Option<HookCall>,
+    #[command(flatten)]
+    pub hooks: HookOptions,
     /// Where operations are written down [default: the user's state directory]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -59,12 +71,18 @@ pub fn serve(typed: Serve, global: &Global, output: Output) -> Result<(), AgentE
     let program = env::current_exe()
         .map_err(|source| AgentError::Io { what: "cannot find this program".to_owned(), source })?;
     let tcp = listen(&typed)?;
+    let hooks = Hooks {
+        before_freeze: typed.hooks.hook(&typed.before_freeze),
+        after_restore: typed.hooks.hook(&typed.after_restore),
+    };
     let config = Config {
         unix: Some(typed.socket),
         tcp,
         state: typed.state_dir.unwrap_or_else(settings::state_directory),
         program,
         claim_timeout: Duration::from_secs(typed.claim_timeout),
+        hooks,
+        metrics: typed.metrics,
         grace: Duration::from_secs(typed.grace),
     };
     service::serve(agent(global)?, config, |reached| {

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lazy_pages::server::status;
+use lazy_pages::{ids::AppId, server::status};
 use migration_proto::agent::{
     AgentStatus, ArrivingTree, CancelOperationRequest, Capability, DirtyVolume, ErrorDetail,
     FinalDumpRequest, GetDirtyVolumeRequest, GetStatusRequest, ListOperationsRequest, ListOperationsResponse,
@@ -23,7 +23,10 @@ use super::{
     operations::{Call, Entry, Operations},
     wire::{self, Asked},
 };
-use crate::Agent;
+use crate::{
+    Agent,
+    volume::{DirtyVolume as _, FromStatistics},
+};
 
 /// How often a watched operation is looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -102,7 +105,15 @@ impl agent_server::Agent for Api {
         let caller = caller_of(&request)?;
         let app = wire::app(&request.get_ref().app).map_err(refused)?;
         allow(&caller, &app)?;
-        Err(Status::unimplemented("not yet"))
+        let app: AppId = app.parse().map_err(|_| Status::internal("a name that is none"))?;
+        let agent = Arc::clone(&self.agent);
+        let known = spawn_blocking(move || FromStatistics(&agent).estimate(&app)).await.map_err(broken)?;
+        let known = known.map_err(|error| refused(error::of_error(&error, None)))?;
+        Ok(Response::new(known.map_or_else(DirtyVolume::default, |known| DirtyVolume {
+            bytes: known.changed.0,
+            upload_bytes: known.upload.0,
+            checkpoints: known.checkpoints,
+        })))
     }
 
     async fn list_operations(

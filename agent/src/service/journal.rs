@@ -1,8 +1,8 @@
 //! What was asked for and how it ended, one small file an operation.
 //!
 //! A file is replaced as a whole (written beside it, made durable, renamed, the directory made durable), so after any crash
-//! it is the old one or the new one. A record without an end is of an operation that was running. Ends are kept for
-//! [`KEPT`], the time in which a call may be repeated.
+//! it is the old one or the new one. A record without an end is of an operation that was running. Ends are kept for a
+//! week, the time in which a call may be repeated.
 //!
 //! A file that cannot be read is left where it is: nobody can tell what was done under its id any more, so calls with that id
 //! are refused.

@@ -27,12 +27,13 @@ use super::{
     error,
     handovers::Handovers,
     journal::{self, End, Journal, Kind, OperationId, Outcome, ProcessName, Record, Spec},
+    metrics::Metrics,
     recovery,
     tls::Files,
     wire,
 };
 use crate::{
-    Agent, AgentError, Cancel, CheckpointReport, CheckpointRequest, Progress, RestoreRequest, Restored,
+    Agent, AgentError, Cancel, CheckpointReport, CheckpointRequest, Hook, Progress, RestoreRequest, Restored,
     handover::{HandedOver, Handover, HandoverRequest},
     migrate::wire_strategy,
     settings, tree,
@@ -40,6 +41,9 @@ use crate::{
 
 /// How long to wait before a store that did not answer is asked again what became of an operation.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+/// A caller's clock has begun before ours: one that leaves this long before the deadline leaves because of it.
+const CLOCKS: Duration = Duration::from_millis(250);
 
 /// All operations of an agent.
 #[derive(Debug)]
@@ -53,9 +57,20 @@ pub struct Operations {
     /// What this agent shows to others, and knows them by.
     files: Option<Files>,
     handovers: Arc<Handovers>,
+    hooks: Hooks,
+    metrics: Arc<Metrics>,
     unreadable: HashSet<String>,
     entries: Mutex<HashMap<OperationId, Arc<Entry>>>,
     stopping: AtomicBool,
+}
+
+/// What is called when a request names nothing else.
+#[derive(Clone, Debug, Default)]
+pub struct Hooks {
+    /// Before a tree is frozen to end.
+    pub before_freeze: Option<Hook>,
+    /// After a restore.
+    pub after_restore: Option<Hook>,
 }
 
 /// One operation.
@@ -110,6 +125,8 @@ impl Operations {
         state: &Path,
         program: PathBuf,
         files: Option<Files>,
+        hooks: Hooks,
+        metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, AgentError> {
         let (journal, held) = Journal::open(&state.join("operations"))?;
         let entries = held.records.into_iter().map(|record| (record.id.clone(), Entry::new(record, None)));
@@ -120,6 +137,8 @@ impl Operations {
             program,
             files,
             handovers,
+            hooks,
+            metrics,
             unreadable: held.unreadable.into_iter().collect(),
             entries: Mutex::new(entries.collect()),
             stopping: AtomicBool::new(false),
@@ -254,6 +273,11 @@ impl Operations {
             let hint = "wait for it or cancel it, then retry";
             return Err(error::detail(Reason::Busy, message, NOTHING, hint));
         }
+        if call.spec.hook.is_some() && call.caller != Caller::Operator {
+            let message = "only an operator may name a hook: it is run as root on this machine";
+            let hint = "leave it out; the agent may have hooks of its own";
+            return Err(error::detail(Reason::Forbidden, message, NOTHING, hint));
+        }
         if let Caller::App(app) = &call.caller
             && call.spec.kind != Kind::Restore
             && !self.is_known_as(call.spec.pid, app, entries)
@@ -321,31 +345,46 @@ impl Operations {
         if spec.kind == Kind::Restore {
             match self.restore(entry, &spec) {
                 Ok((restored, outcome)) => {
+                    self.metrics.resumed(restored.resume);
                     self.end(entry, outcome);
                     self.accompany(restored);
                 }
-                Err(failed) => self.end(entry, Outcome::Failed(entry.failure(&failed, None))),
+                Err(failed) => self.end(entry, self.failed(entry, &failed, None)),
             }
             return;
         }
         let done = match spec.hands_over() {
             true => self.hand_over(entry, &spec).map(Outcome::Handover),
-            false => self.checkpoint(entry, &spec).map(|report| Outcome::Checkpoint(result_of(report))),
+            false => self.checkpoint(entry, &spec).map(|report| {
+                let result = result_of(report);
+                self.metrics.checkpoint(spec.kind, &result, &entry.progress);
+                Outcome::Checkpoint(result)
+            }),
         };
         let outcome = match done {
             Ok(outcome) => outcome,
             Err(failed) => {
                 let left = tree::is_alive(spec.pid).then(|| format!("process {} runs on", spec.pid));
-                Outcome::Failed(entry.failure(&failed, left))
+                self.failed(entry, &failed, left)
             }
         };
         self.end(entry, outcome);
+    }
+
+    fn failed(&self, entry: &Entry, failed: &AgentError, left: Option<String>) -> Outcome {
+        if failed.is_damage() {
+            self.metrics.damaged("agent", 1);
+        }
+        Outcome::Failed(entry.failure(failed, left))
     }
 
     fn checkpoint(&self, entry: &Entry, spec: &Spec) -> Result<CheckpointReport, AgentError> {
         let mut request = CheckpointRequest::new(app_of(spec)?, spec.pid);
         request.leave_running = spec.kind == Kind::PreCheckpoint;
         request.tcp_established = spec.tcp_established;
+        // A tree that goes on is not frozen for long, and nothing was said about it.
+        let default = self.hooks.before_freeze.clone().filter(|_| !request.leave_running);
+        request.before_freeze = spec.hook.as_ref().map(wire::hook).transpose()?.or(default);
         request.id = entry.record().checkpoint.as_deref().map(id_of).transpose()?;
         request.cancel = entry.cancel.clone();
         self.agent.checkpoint(&request, &entry.progress)
@@ -394,6 +433,8 @@ impl Operations {
             request.patience = Duration::from_secs(spec.patience_s);
         }
         request.page_server_log = Some(settings::log_file(&self.logs, &request.app, "page-server.log"));
+        let hook = spec.hook.as_ref().map(wire::hook).transpose()?;
+        request.after_restore = hook.or_else(|| self.hooks.after_restore.clone());
         request.cancel = entry.cancel.clone();
         let restored = self.agent.restore(request, &entry.progress)?;
 
@@ -407,7 +448,7 @@ impl Operations {
             strategy: wire_strategy(restored.strategy).into(),
             resume_ms: Some(restored.resume.as_secs_f64() * 1e3),
             output: output.display().to_string(),
-            hook_failure: String::new(),
+            hook_failure: restored.hook_failure.clone().unwrap_or_default(),
             files_written: restored.files.written,
             files_unchanged: restored.files.unchanged,
             files_set_aside: restored.files.set_aside.clone(),
@@ -417,12 +458,12 @@ impl Operations {
 
     /// Stays with a restored tree until its pages are there.
     fn accompany(&self, mut restored: Restored) {
-        match restored.wait_resident() {
-            Ok(residency) => tracing::info!(
-                resident_ms = residency.resident_ms,
-                faults = residency.faults,
-                "all pages are in memory"
-            ),
+        match restored.follow() {
+            Ok((residency, server)) => {
+                let (resident_ms, faults) = (residency.resident_ms, residency.faults);
+                tracing::info!(resident_ms, faults, "all pages are in memory");
+                self.metrics.resident(&residency, server.as_ref());
+            }
             Err(error) => tracing::error!(%error, "pages of the restored tree cannot be had any more"),
         }
         restored.collect();
@@ -455,7 +496,12 @@ impl Operations {
             }
             _ => tracing::info!("done"),
         }
+        let failed = match &outcome {
+            Outcome::Failed(detail) => Some(detail.clone()),
+            _ => None,
+        };
         let record = entry.ended_as(outcome);
+        self.metrics.ended(record.spec.kind, failed.as_ref(), entry.headroom_ms());
         if let Err(error) = self.journal.write(&record) {
             // A later agent settles it by facts, which say the same.
             tracing::error!(%error, "the end of an operation could not be written down");
@@ -569,7 +615,7 @@ impl Drop for Waiter {
         let alone = callers.waiting == 0 && !callers.detached;
         drop(callers);
         if alone {
-            let late = self.entry.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            let late = self.entry.deadline.is_some_and(|deadline| Instant::now() + CLOCKS >= deadline);
             self.entry.give_up(if late { Reason::Deadline } else { Reason::Cancelled });
         }
     }

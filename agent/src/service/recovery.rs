@@ -204,8 +204,7 @@ fn result_of(manifest: &Manifest, left: &str) -> CheckpointResult {
 fn wait_for_criu(record: &Record) {
     let busy = || match record.spec.kind {
         Kind::PreCheckpoint | Kind::FinalDump => tree::is_traced(record.spec.pid),
-        // It names the tasks it builds like itself until it is done with them.
-        Kind::Restore => tree::all_pids().any(|pid| tree::command(pid).as_deref() == Some("criu")),
+        Kind::Restore => tree::all_pids().any(is_orphaned_criu),
     };
     let mut quiet = 0;
     let mut waited = Duration::ZERO;
@@ -215,6 +214,17 @@ fn wait_for_criu(record: &Record) {
         thread::sleep(LOOK);
         waited += LOOK;
     }
+}
+
+/// Whether this is a CRIU whose agent has died. One that works for another agent is that one's child, and tasks that it
+/// builds, which it names like itself until it is done with them, are its own or that agent's.
+fn is_orphaned_criu(pid: u32) -> bool {
+    let criu = Some("criu".to_owned());
+    let parent = || tree::parent(pid).and_then(tree::command);
+    // One that has ended and was not collected does nothing any more.
+    tree::is_alive(pid)
+        && tree::command(pid) == criu
+        && ![criu, tree::command(std::process::id())].contains(&parent())
 }
 
 /// Whether a task with this pid and command runs that was made after the operation had begun.

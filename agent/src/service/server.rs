@@ -20,7 +20,8 @@ use super::{
     caller::Rules,
     handovers::{Handovers, HandoversApi},
     listen,
-    operations::Operations,
+    metrics::{self, Metrics},
+    operations::{Hooks, Operations},
     tls::{Files, Tls},
 };
 use crate::{Agent, AgentError};
@@ -50,6 +51,10 @@ pub struct Config {
     pub program: PathBuf,
     /// How long a stopped tree waits for somebody to run it, before it is taken back.
     pub claim_timeout: Duration,
+    /// What is called when a request names nothing else.
+    pub hooks: Hooks,
+    /// Where numbers are served, HOST:PORT.
+    pub metrics: Option<String>,
     /// How long operations may go on after SIGTERM.
     pub grace: Duration,
 }
@@ -61,6 +66,8 @@ pub struct Reached {
     pub unix: Option<PathBuf>,
     /// The TCP address.
     pub tcp: Option<SocketAddr>,
+    /// Where numbers are.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Serves until a signal ends it. `ready` is called when it can be reached.
@@ -87,16 +94,25 @@ async fn run(agent: Arc<Agent>, config: Config, ready: impl FnOnce(&Reached)) ->
     let watch = |kind| signal(kind).map_err(AgentError::io("cannot watch for signals"));
     let mut signals = [watch(SignalKind::terminate())?, watch(SignalKind::interrupt())?];
     let (accepted, connections) = mpsc::channel(16);
-    let mut reached = Reached { unix: None, tcp: None };
+    let mut reached = Reached { unix: None, tcp: None, metrics: None };
     // Whoever waits for the socket finds the journal taken up.
+    let metrics = Arc::new(Metrics::default());
     let files = config.tcp.as_ref().and_then(|tcp| tcp.tls.as_ref()).map(|(files, _)| files.clone());
     let (taking_up, state, program) = (Arc::clone(&agent), config.state, config.program);
+    let (hooks, counted) = (config.hooks, Arc::clone(&metrics));
     let taken_up = tokio::task::spawn_blocking(move || {
         let handovers = Handovers::open(Arc::clone(&taking_up), config.claim_timeout)?;
-        let operations = Operations::open(taking_up, Arc::clone(&handovers), &state, program, files)?;
+        let kept = Arc::clone(&handovers);
+        let operations = Operations::open(taking_up, kept, &state, program, files, hooks, counted)?;
         Ok((handovers, operations))
     });
     let (handovers, operations) = taken_up.await.map_err(|_| AgentError::NoCommit).flatten()?;
+    if let Some(address) = &config.metrics {
+        let failed = |source| AgentError::Io { what: format!("cannot serve numbers on {address}"), source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        reached.metrics = Some(listener.local_addr().map_err(failed)?);
+        tokio::spawn(metrics::serve(listener, metrics));
+    }
     if let Some(path) = &config.unix {
         tokio::spawn(listen::accept_unix(listen::unix(path)?, accepted.clone()));
         reached.unix = Some(path.clone());

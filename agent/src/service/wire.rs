@@ -1,6 +1,6 @@
 //! Between the API's messages and what the agent does.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lazy_pages::{
     ids::{AppId, CheckpointId},
@@ -16,7 +16,7 @@ use super::{
     journal::{Kind, OperationId, Outcome, Spec},
     operations::Entry,
 };
-use crate::Stage;
+use crate::{AgentError, HOOK_TIMEOUT, Hook, HookCall, Stage};
 
 /// A request for an operation, whatever its kind.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl TryFrom<PreCheckpointRequest> for Asked {
             checkpoint: String::new(),
             strategy: String::new(),
             tcp_established: request.tcp_established,
-            hook: request.before_freeze,
+            hook: checked(request.before_freeze)?,
             patience_s: 0,
             source: None,
         };
@@ -62,7 +62,7 @@ impl TryFrom<FinalDumpRequest> for Asked {
             checkpoint: String::new(),
             strategy: handover_strategy(request.strategy)?,
             tcp_established: request.tcp_established,
-            hook: request.before_freeze,
+            hook: checked(request.before_freeze)?,
             patience_s: 0,
             source: None,
         };
@@ -90,7 +90,7 @@ impl TryFrom<RestoreRequest> for Asked {
             checkpoint,
             strategy: strategy.to_owned(),
             tcp_established: request.tcp_established,
-            hook: request.after_restore,
+            hook: checked(request.after_restore)?,
             patience_s: request.patience_s,
             source: request.source,
         };
@@ -120,6 +120,35 @@ fn strategy(number: i32) -> Result<&'static str, ErrorDetail> {
 fn handover_strategy(number: i32) -> Result<String, ErrorDetail> {
     let name = strategy(number)?;
     Ok(if matches!(name, "lazy-direct" | "lazy-hybrid") { name.to_owned() } else { String::new() })
+}
+
+/// A hook as it came, if it can be called.
+fn checked(hook: Option<wire::Hook>) -> Result<Option<wire::Hook>, ErrorDetail> {
+    if let Some(hook) = &hook {
+        self::hook(hook).map_err(|error| error::of_error(&error, Some("nothing was begun".to_owned())))?;
+    }
+    Ok(hook)
+}
+
+/// What is to be called.
+///
+/// # Errors
+/// When that says nothing.
+pub fn hook(hook: &wire::Hook) -> Result<Hook, AgentError> {
+    let empty = || AgentError::Usage("an empty hook".to_owned());
+    let call = match hook.call.as_ref().ok_or_else(empty)? {
+        wire::hook::Call::Command(command) if command.argv.is_empty() => return Err(empty()),
+        wire::hook::Call::Command(command) => HookCall::Command(command.argv.clone()),
+        wire::hook::Call::Url(url) => match url.parse()? {
+            HookCall::Command(_) => return Err(AgentError::Usage(format!("`{url}` is no address"))),
+            call => call,
+        },
+    };
+    let timeout = match hook.timeout_ms {
+        0 => HOOK_TIMEOUT,
+        ms => Duration::from_millis(ms),
+    };
+    Ok(Hook { call, timeout, ignore_failure: hook.ignore_failure })
 }
 
 fn id(text: &str) -> Result<OperationId, ErrorDetail> {
@@ -179,7 +208,7 @@ pub fn operation(entry: &Entry) -> Operation {
 
 /// Milliseconds from one moment to another, less than 0 if that was before.
 pub fn signed_ms(from: Instant, to: Instant) -> i64 {
-    let ms = |time: std::time::Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+    let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
     match to.checked_duration_since(from) {
         Some(after) => ms(after),
         None => -ms(from.duration_since(to)),

@@ -97,7 +97,7 @@ pub struct ServerStats {
     /// Frames that came damaged, and were fetched again.
     #[serde(default)]
     pub damaged_frames: u64,
-    /// Frames that were waited for, by how long: up to each of [`STALL_LIMITS_US`], and longer.
+    /// Frames that were waited for, by how long: up to each of [`STALL_LIMITS_US`](super::STALL_LIMITS_US), and longer.
     #[serde(default)]
     pub stalls: [u64; STALL_BUCKETS],
     /// How long frames were waited for in all.
