@@ -8,17 +8,22 @@ use common::{
     Fixture, LIMIT, collect_orphans, intact,
     service::{SOON, Service},
 };
+use lazy_pages::format::Manifest;
 use migration_agent::{
     client::{self, AgentAddress},
     service::tls::Files,
 };
 use migration_harness::{process, workload::Workload};
-use migration_proto::agent::{ListOperationsRequest, ListOperationsResponse, agent_client::AgentClient};
+use migration_proto::agent::{
+    FinalDumpRequest, FinishHandoverRequest, ListHandoversRequest, ListOperationsRequest,
+    ListOperationsResponse, ReadFramesRequest, Strategy, TakeBackRequest, agent_client::AgentClient,
+    handovers_client::HandoversClient, operation::Outcome,
+};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType,
 };
-use tonic::transport::Channel;
+use tonic::{Code, transport::Channel};
 
 const OPERATOR: &str = "operator.example";
 
@@ -256,6 +261,81 @@ fn an_application_may_touch_itself_and_nothing_else() {
     // What it has brought back is its own.
     fixture.json(&words(&dump("c/n/own", &pid, "dump-0004"), &through));
     assert!(process::wait_gone(workload.pid(), LIMIT));
+}
+
+#[test]
+fn the_memory_of_a_stopped_process_is_given_to_its_own_application_and_operators_only() {
+    let fixture = Fixture::local();
+    let served = Served::new(&fixture, &[OPERATOR, "migration://c/n/*"]);
+    let operator = served.authority.issue("operator", &[dns(OPERATOR)]);
+    let own = served.authority.issue("own", &[uri("migration://c/n/own")]);
+    let other = served.authority.issue("other", &[uri("migration://c/n/other")]);
+    let workload = Workload::start("heap", &["--mib", "8"]).unwrap();
+    let address: AgentAddress = served.address().parse().unwrap();
+    let (app, pid) = ("c/n/own".to_owned(), workload.pid() as u32);
+    runtime().block_on(async {
+        let request = FinalDumpRequest {
+            operation_id: "handover-1".to_owned(),
+            app: app.clone(),
+            pid,
+            strategy: Strategy::LazyDirect.into(),
+            ..Default::default()
+        };
+        let mut agent = client::connect(&address, Some(&operator)).await.unwrap();
+        let dumped = agent.final_dump(request).await.unwrap().into_inner();
+        let Some(Outcome::Handover(stopped)) = dumped.outcome else { panic!("{dumped:?}") };
+        assert_eq!(process::state(workload.pid()), Some('T'));
+        let handover = stopped.handover;
+        let described = fixture.path().join("store").join(&app).join("handovers").join(&handover);
+        let manifest = Manifest::decode(&fs::read(described.join("manifest")).unwrap()).unwrap();
+        let (pack, frame) = (manifest.frames[0].pack.to_string(), manifest.frames[0].stored_length.into());
+        let handovers = async |files| {
+            let channel = client::channel(&address, Some(files)).await.unwrap();
+            HandoversClient::new(channel).max_decoding_message_size(1 << 20)
+        };
+        for (files, named) in [(&other, "c/n/own"), (&other, "c/n/other"), (&own, "c/n/other")] {
+            let mut client = handovers(files).await;
+            let (app, handover, pack) = (named.to_owned(), handover.clone(), pack.clone());
+            let read = ReadFramesRequest {
+                app: app.clone(),
+                handover: handover.clone(),
+                pack,
+                offset: 0,
+                length: frame,
+            };
+            let refused = [
+                client.read_frames(read).await.map(drop).unwrap_err(),
+                client
+                    .finish_handover(FinishHandoverRequest { app: app.clone(), handover: handover.clone() })
+                    .await
+                    .map(drop)
+                    .unwrap_err(),
+                client.take_back(TakeBackRequest { app, handover }).await.map(drop).unwrap_err(),
+            ];
+            for status in refused {
+                assert!(matches!(status.code(), Code::PermissionDenied | Code::NotFound), "{status}");
+            }
+            let listed = client.list_handovers(ListHandoversRequest::default()).await.unwrap().into_inner();
+            assert_eq!(listed.handovers.len(), usize::from(std::ptr::eq(files, &own)));
+        }
+        let mut client = handovers(&own).await;
+        let read = ReadFramesRequest {
+            app: app.clone(),
+            handover: handover.clone(),
+            pack,
+            offset: 0,
+            length: frame,
+        };
+        let mut frames = client.read_frames(read).await.unwrap().into_inner();
+        assert!(!frames.message().await.unwrap().unwrap().data.is_empty());
+        // Nobody has taken it over, so it cannot be over.
+        let finish = FinishHandoverRequest { app: app.clone(), handover: handover.clone() };
+        let refused = client.finish_handover(finish).await.map(drop).unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+        client.take_back(TakeBackRequest { app, handover }).await.unwrap();
+    });
+    intact(&workload);
+    assert!(!served.log().contains("PRIVATE KEY"));
 }
 
 #[test]

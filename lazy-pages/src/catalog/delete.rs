@@ -280,6 +280,14 @@ impl Catalog {
                 swept.bytes += object.length;
             }
         }
+        // What describes a handover is of no use without the stopped tree, and none of those is stopped for so long.
+        let prefix = keys::handovers(app);
+        for object in self.store.list(&prefix).await? {
+            if keys::checkpoint_part(&prefix, &object.key).is_some_and(|(id, _)| old(id.created())) {
+                self.store.delete(&object.key).await?;
+                swept.bytes += object.length;
+            }
+        }
         for (id, objects) in &parts {
             let removed = !listed.contains(id) && (dead(id) || gone.contains(id) || old(id.created()));
             let (tombstones, others): (Vec<_>, Vec<_>) =

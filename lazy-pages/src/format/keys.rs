@@ -25,6 +25,11 @@ pub fn handover(app: &AppId, id: CheckpointId) -> String {
     format!("{app}/handovers/{id}/manifest")
 }
 
+/// What the keys of all objects of all handovers start with.
+pub fn handovers(app: &AppId) -> String {
+    format!("{app}/handovers/")
+}
+
 /// CRIU's images other than pages, of a handover.
 pub fn handover_bundle(app: &AppId, id: CheckpointId) -> String {
     format!("{app}/handovers/{id}/bundle")

@@ -199,13 +199,15 @@ fn a_sweep_removes_old_garbage_and_nothing_else() {
     let before = writing.store.keys("");
     let old_pack = keys::pack(&app(), PackId::from_bytes(&made_ago(25)).unwrap());
     let old_bundle = keys::bundle(&app(), CheckpointId::from_bytes(&made_ago(25)).unwrap());
+    let old_handover = keys::handover(&app(), CheckpointId::from_bytes(&made_ago(25)).unwrap());
     let young = [
         keys::pack(&app(), PackId::from_bytes(&made_ago(23)).unwrap()),
         keys::hashes(&app(), CheckpointId::from_bytes(&made_ago(23)).unwrap()),
+        keys::handover(&app(), CheckpointId::from_bytes(&made_ago(23)).unwrap()),
         // Of another application, whose name starts the same.
         keys::pack(&"test/default/app2".parse().unwrap(), PackId::from_bytes(&made_ago(99)).unwrap()),
     ];
-    for key in young.iter().chain([&old_pack, &old_bundle]) {
+    for key in young.iter().chain([&old_pack, &old_bundle, &old_handover]) {
         writing.store.insert(key, vec![1; 10]);
     }
     // A live lease on a checkpoint that is not there: somebody may be about to refer to anything.
@@ -213,7 +215,7 @@ fn a_sweep_removes_old_garbage_and_nothing_else() {
         writing.runtime.block_on(Lease::acquire(writing.store.clone(), &app(), CheckpointId::new())).unwrap();
     assert!(matches!(sweep(&writing).left, Some(LeftBecause::Leased { .. })));
     writing.runtime.block_on(unknown.release()).unwrap();
-    assert_eq!(sweep(&writing), Deleted { packs: 1, bytes: 20, left: None });
+    assert_eq!(sweep(&writing), Deleted { packs: 1, bytes: 30, left: None });
     let mut expected = before;
     expected.extend(young);
     expected.sort();
