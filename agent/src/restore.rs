@@ -10,6 +10,10 @@
 //!
 //! Files that travel with the checkpoint are put back before CRIU starts; the source of the module `files` has the rules.
 //!
+//! Each restore is a run of the application with a number of its own ([`fence`](crate::fence)), which is claimed before any
+//! task runs: of restores that are to be the same run one succeeds, and a tree that is stopped to be handed over does not go
+//! on beside it.
+//!
 //! A restore never changes the checkpoint. If it fails, whatever CRIU had built is ended and files are as they were: a tree
 //! either runs with all of its memory and files, or not at all.
 
@@ -129,6 +133,9 @@ pub struct RestoreRequest {
     pub page_server_log: Option<PathBuf>,
     /// Restore established TCP connections.
     pub tcp_established: bool,
+    /// Which run of the application this is to be, if somebody has decided; else the next one. Only one restore gets a
+    /// generation, see [`Fence`].
+    pub generation: Option<u64>,
     /// A tree that is stopped on another machine: the checkpoint is a handover, whose pages come from there.
     pub handover: Option<HandedOver>,
     /// Called when the tree runs.
@@ -151,6 +158,7 @@ impl RestoreRequest {
             patience: STORE_PATIENCE,
             page_server_log: None,
             tcp_established: false,
+            generation: None,
             handover: None,
             after_restore: None,
             cancel: Cancel::default(),
@@ -320,13 +328,13 @@ impl Agent {
                 options = options.inherit_fd(stream.key.clone(), fd);
             }
         }
-        let claim = request.handover.as_ref().map(|told| self.claim(&request.app, &told.runner));
+        let claim = self.claim(&request)?;
         let restored = match criu.restore(options, &mut |notification| {
-            match (notification, &claim) {
+            match notification {
                 // Asked for while CRIU works, and known before any task runs.
-                (Notification::PreRestore, Some(claim)) => claim.begin(),
-                (Notification::PostRestore { .. }, claim) => {
-                    claim.as_ref().map_or(Ok(()), Claiming::granted)?;
+                Notification::PreRestore => claim.begin(),
+                Notification::PostRestore { .. } => {
+                    claim.granted()?;
                     // Later than this, CRIU lets the tree run whatever the answer is.
                     if !request.cancel.pass() {
                         return Err(AgentError::Cancelled.into());
@@ -340,9 +348,7 @@ impl Agent {
             Err(error) => {
                 let cause = page_server.and_then(PageServerProcess::end_of_failed_restore);
                 end_leftovers(manifest);
-                if let Some(claim) = claim {
-                    claim.end();
-                }
+                claim.end();
                 return Err(cause.unwrap_or_else(|| unwrap_handler(error)));
             }
         };
@@ -414,13 +420,17 @@ impl Agent {
         }
     }
 
-    fn claim(&self, app: &AppId, runner: &Runner) -> Claiming {
-        Claiming {
-            fence: Fence::new(Arc::clone(&self.store), app.clone()),
-            runner: runner.clone(),
-            runtime: self.runtime.handle().clone(),
-            under_way: Mutex::default(),
-        }
+    /// The generation that this restore will be. A tree that is stopped elsewhere to be handed over as that generation stays
+    /// stopped then.
+    fn claim(&self, request: &RestoreRequest) -> Result<Claiming, AgentError> {
+        let fence = Fence::new(Arc::clone(&self.store), request.app.clone());
+        let runner = match (&request.handover, request.generation) {
+            (Some(told), _) => told.runner.clone(),
+            (None, Some(generation)) => Runner::here(generation),
+            (None, None) => Runner::here(self.block_on(fence.newest())? + 1),
+        };
+        let runtime = self.runtime.handle().clone();
+        Ok(Claiming { fence, runner, runtime, under_way: Mutex::default() })
     }
 
     /// Puts a complete set of CRIU images into `images`; gives the bytes fetched.

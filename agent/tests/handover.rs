@@ -11,13 +11,13 @@ use common::{Fixture, LIMIT, intact};
 use lazy_pages::{
     format::{ObjectId, VerifiedFrame},
     handover::{HandoverStore, PageSource},
-    ids::PackId,
+    ids::{AppId, PackId},
     reader::{Checkpoint, Pages},
     store::{ObjectStore, StoreError},
     units::PAGE_SIZE,
 };
 use migration_agent::{
-    Agent, AgentError, Progress,
+    Agent, AgentError, Progress, RestoreRequest, Strategy,
     fence::{Claim, Fence, Runner},
     handover::{Handover, HandoverRequest},
 };
@@ -216,4 +216,31 @@ fn a_store_that_fails_leaves_the_tree_running() {
     assert!(process::wait_until(LIMIT, || process::state(workload.pid()) != Some('T')));
     intact(&workload);
     assert!(agent.handovers().unwrap().is_empty());
+}
+
+#[test]
+fn a_restore_that_is_to_be_a_run_that_somebody_else_has_claimed_leaves_nothing_running() {
+    let fixture = Fixture::local();
+    let workload = Workload::start("tree", &["--mib", "8"]).unwrap();
+    fixture.checkpoint("app", &workload);
+    let agent = agent(&fixture);
+    let app: AppId = "app".parse().unwrap();
+    let fence = Fence::new(Arc::clone(agent.store()), app.clone());
+    agent.block_on(fence.claim(&Runner::here(1))).unwrap();
+    for strategy in [Strategy::LazyStorage, Strategy::Full] {
+        let nothing = || File::options().read(true).write(true).open("/dev/null").unwrap().into();
+        let program = env!("CARGO_BIN_EXE_migration-agent").into();
+        let mut request = RestoreRequest::new(app.clone(), [nothing(), nothing(), nothing()], program);
+        (request.generation, request.strategy) = (Some(1), strategy);
+        let refused = agent.restore(request, &Progress::default());
+        assert!(matches!(refused, Err(AgentError::RunsElsewhere { .. })), "{refused:?}");
+        for task in workload.tasks() {
+            assert!(process::wait_gone(task.pid, LIMIT), "{} was left", task.name);
+        }
+        common::collect_orphans();
+    }
+    // One that is a run of its own is not in the way of anybody.
+    fixture.restore("app", "full");
+    intact(&workload);
+    assert_eq!(agent.block_on(fence.newest()).unwrap(), 2);
 }

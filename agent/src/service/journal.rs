@@ -88,6 +88,9 @@ pub struct Spec {
     pub hook: Option<Hook>,
     /// For how long a restored tree waits for a store; 0 for the default.
     pub patience_s: u64,
+    /// Of a restore: which run it is to be; 0 for the next one.
+    #[serde(default)]
+    pub generation: u64,
     /// Of a restore: the machine a tree is stopped on.
     #[serde(default)]
     pub source: Option<Source>,
@@ -331,6 +334,7 @@ mod tests {
             tcp_established: false,
             hook: None,
             patience_s: 0,
+            generation: 0,
             source: None,
         };
         Record::new(id.parse().unwrap(), spec, true)

@@ -422,6 +422,7 @@ impl Operations {
         request.checkpoint = Some(checkpoint);
         request.strategy = spec.strategy.parse()?;
         request.tcp_established = spec.tcp_established;
+        request.generation = Some(spec.generation).filter(|generation| *generation > 0);
         request.handover = spec.source.as_ref().map(|source| HandedOver {
             source: source.address.clone(),
             tls: self.files.clone().map(|Files { cert, key, ca }| [cert, key, ca]),

@@ -44,6 +44,7 @@ impl TryFrom<PreCheckpointRequest> for Asked {
             tcp_established: request.tcp_established,
             hook: checked(request.before_freeze)?,
             patience_s: 0,
+            generation: 0,
             source: None,
         };
         let id = id(&request.operation_id)?;
@@ -64,6 +65,7 @@ impl TryFrom<FinalDumpRequest> for Asked {
             tcp_established: request.tcp_established,
             hook: checked(request.before_freeze)?,
             patience_s: 0,
+            generation: 0,
             source: None,
         };
         let id = id(&request.operation_id)?;
@@ -92,6 +94,7 @@ impl TryFrom<RestoreRequest> for Asked {
             tcp_established: request.tcp_established,
             hook: checked(request.after_restore)?,
             patience_s: request.patience_s,
+            generation: request.generation,
             source: request.source,
         };
         if spec.hands_over() != spec.source.is_some() || (spec.hands_over() && spec.checkpoint.is_empty()) {
