@@ -175,7 +175,13 @@ fn a_stopped_tree_goes_on_only_if_nobody_else_may_run_it() {
         assert!(matches!(refused, Err(AgentError::RunsElsewhere { .. })), "{refused:?}");
         assert_eq!(process::state(workload.pid()), Some('T'));
     }
-    agent.block_on(fence.end(handover.generation())).unwrap();
+    // Somebody knows that it never will.
+    let generation = handover.generation().to_string();
+    let shown = fixture.json(&["generation", "--app", "app"]);
+    assert_eq!((shown["generation"].as_u64(), &shown["ended"]), (Some(handover.generation()), &false.into()));
+    fixture.refused(&["generation", "--app", "app", "--ended", "99"]);
+    let shown = fixture.json(&["generation", "--app", "app", "--ended", &generation]);
+    assert_eq!(shown["ended"], true);
     handover.take_back().unwrap();
     intact(&workload);
     assert_eq!(agent.block_on(fence.newest()).unwrap(), handover.generation() + 1);

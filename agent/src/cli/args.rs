@@ -9,6 +9,7 @@ use super::{
     checkpoint::Checkpoint,
     deadline::Deadline,
     gc::Gc,
+    generation::Generation,
     inspect::{Delete, List, OneCheckpoint, Verify},
     migrate::Migrate,
     page_server::PageServer,
@@ -102,6 +103,8 @@ pub enum Command {
     Migrate(Migrate),
     /// Tell whether a final dump would be done before a deadline
     Deadline(Deadline),
+    /// Tell which run of an application is the newest, or that a run has ended with its machine
+    Generation(Generation),
     /// List applications, or the checkpoints of one
     List(List),
     /// Show what a checkpoint holds

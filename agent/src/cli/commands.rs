@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     args::{Cli, Command, Global, LogFormat},
-    check, checkpoint, deadline, gc, inspect, migrate,
+    check, checkpoint, deadline, gc, generation, inspect, migrate,
     output::Output,
     page_server, pin, remote, restore, run, serve,
 };
@@ -48,6 +48,9 @@ pub fn main() -> ExitCode {
         Command::Cancel(typed) => finish(remote::cancel(&typed, output), failed),
         Command::Migrate(typed) => finish(migrate::run(typed, output), failed),
         Command::Deadline(typed) => finish(deadline::deadline(&typed, &cli.global, output), failed),
+        Command::Generation(typed) => {
+            finish(generation::generation(&typed, &cli.global, output), failed)
+        }
         Command::List(list) => finish(inspect::list(&list, &cli.global, output), failed),
         Command::Show(which) => finish(inspect::show(&which, &cli.global, output), failed),
         Command::Verify(verify) => finish(inspect::verify(&verify, &cli.global, output), failed),

@@ -10,6 +10,7 @@ mod commands;
 mod deadline;
 mod duration;
 mod gc;
+mod generation;
 mod hooks;
 mod inspect;
 mod migrate;
