@@ -16,7 +16,7 @@ use std::{
 };
 
 use common::{Fixture, LIMIT, intact, service::Service};
-use migration_harness::{process, workload::Workload};
+use migration_harness::{machine::own_pids, process, workload::Workload};
 use serde_json::Value;
 
 /// A machine of its own as far as pids go, with an agent. All of it ends with this value.
@@ -52,23 +52,7 @@ impl Target {
     fn start(fixture: &Fixture) -> Self {
         let port = process::free_port().unwrap();
         let (agent, socket) = serve(fixture, "target", port);
-        // An init that reaps what is orphaned, as machines have one. It outlives the agent.
-        let mut command = Command::new("unshare");
-        command
-            .args([
-                "--pid",
-                "--fork",
-                "--mount-proc",
-                "--kill-child",
-                "sh",
-                "-c",
-                "\"$@\" & while :; do wait; sleep 0.1; done",
-                "init",
-            ])
-            .arg(agent.get_program())
-            .args(agent.get_args())
-            .envs(agent.get_envs().filter_map(|(name, value)| Some((name, value?))))
-            .stdin(Stdio::null());
+        let command = own_pids(&agent);
         Self { service: Service::spawn(command, socket), address: format!("http://127.0.0.1:{port}") }
     }
 

@@ -13,6 +13,7 @@
 pub mod agent;
 pub mod bench;
 pub mod control;
+pub mod machine;
 pub mod pattern;
 pub mod process;
 pub mod redis;

@@ -169,14 +169,29 @@ impl Workload {
     /// The pid namespaces it has run in since [`Self::mark_places`], in order of time, each named once for as long as it ran
     /// there: one that comes back has run in between another copy's marks.
     pub fn places(&self) -> Vec<String> {
-        let beats = fs::read_dir(control::beats_directory(self.control())).into_iter().flatten().flatten();
-        let mut names: Vec<String> =
-            beats.map(|beat| beat.file_name().to_string_lossy().into_owned()).collect();
-        names.sort();
-        let mut places: Vec<String> =
-            names.iter().filter_map(|name| Some(name.split_once(' ')?.1.to_owned())).collect();
+        let mut places: Vec<String> = self.marks().into_iter().map(|(_, place)| place).collect();
         places.dedup();
         places
+    }
+
+    /// How long it ran nowhere: from its last mark in one pid namespace to its first in the next. `None` if it stayed in one.
+    pub fn away(&self) -> Option<Duration> {
+        let marks = self.marks();
+        let moved = marks.windows(2).find(|two| two[0].1 != two[1].1)?;
+        Some(Duration::from_micros(moved[1].0 - moved[0].0))
+    }
+
+    /// Microseconds since 1970, and where it ran then; ascending.
+    fn marks(&self) -> Vec<(u64, String)> {
+        let beats = fs::read_dir(control::beats_directory(self.control())).into_iter().flatten().flatten();
+        let mark = |beat: fs::DirEntry| {
+            let name = beat.file_name().into_string().ok()?;
+            let (time, place) = name.split_once(' ')?;
+            Some((time.parse().ok()?, place.to_owned()))
+        };
+        let mut marks: Vec<(u64, String)> = beats.filter_map(mark).collect();
+        marks.sort();
+        marks
     }
 
     fn copies_of(&self, inner: i32) -> Vec<i32> {

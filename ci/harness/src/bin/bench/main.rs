@@ -3,6 +3,7 @@
 //! Results go to standard output, as a table or as one JSON object; what is going on, to standard error.
 
 mod engine;
+mod migrate;
 mod stock;
 
 use std::error::Error;
@@ -27,12 +28,15 @@ struct Cli {
 enum Bench {
     /// Checkpoint and lazy restore of one process, against stock CRIU with its images on a tmpfs
     Engine(engine::Options),
+    /// Moving a process between two agents, with every strategy
+    Migrate(migrate::Options),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.bench {
         Bench::Engine(options) => engine::run(&options),
+        Bench::Migrate(options) => migrate::run(&options),
     };
     match outcome.and_then(|outcome| print(&outcome, cli.json)) {
         Ok(()) => ExitCode::SUCCESS,
