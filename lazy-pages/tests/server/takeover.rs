@@ -173,10 +173,16 @@ fn the_last_of_the_three_processes_may_die_as_soon_as_the_others_are_replaced() 
         target.tell(&format!("fork; check {B} {PAGES} {B}"));
         for _ in 0..2 {
             let others: Vec<Role> = ROLES.into_iter().filter(|role| *role != last).collect();
+            let before = ROLES.map(|role| daemon.pid(role));
             let left = daemon.pid(last);
             daemon.kill(&others);
-            // No longer than somebody takes who looks and kills.
-            thread::sleep(Duration::from_millis(25));
+            // Not a moment longer than it has to be: from the first process on that takes the place of another.
+            wait_for("the others are not replaced", || {
+                daemon.status().is_some_and(|now| {
+                    let now = [now.server, now.guardian, now.standby].into_iter().flatten();
+                    now.into_iter().any(|pid| !before.contains(&pid))
+                })
+            });
             let _ = kill(Pid::from_raw(left as i32), Signal::SIGKILL);
             thread::sleep(Duration::from_millis(200));
         }
