@@ -31,7 +31,11 @@ pub mod stand_in;
 mod start;
 pub mod watch;
 
-use std::{ffi::OsString, fs, path::PathBuf};
+use std::{
+    ffi::OsString,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 pub use self::{
     error::LaunchError,
@@ -64,14 +68,22 @@ impl Launch {
         let _ = writeln!(std::io::stderr(), "migration-launch: {}: {text}", self.app);
     }
 
-    /// Writes a pid file that is never seen half written. The workload runs already, so a file that cannot be written is
-    /// said and not made a failure of it.
+    /// The workload runs already, so a file that cannot be written is said and not made a failure of it.
     fn write_pid(&self, pid: u32) {
-        let Some(path) = &self.pid_file else { return };
-        let mut name = path.as_os_str().to_owned();
-        name.push(".new");
-        if let Err(error) = fs::write(&name, format!("{pid}\n")).and_then(|()| fs::rename(&name, path)) {
+        if let Some(path) = &self.pid_file
+            && let Err(error) = write_pid_file(path, pid)
+        {
             self.say(&format!("cannot write {}: {error}", path.display()));
         }
     }
+}
+
+/// Writes a pid file that is never seen half written.
+///
+/// # Errors
+/// When it cannot be written; one that was there is as it was.
+pub fn write_pid_file(path: &Path, pid: u32) -> io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    fs::write(&name, format!("{pid}\n")).and_then(|()| fs::rename(&name, path))
 }

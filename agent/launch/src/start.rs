@@ -47,9 +47,14 @@ impl Pending {
         let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC).map_err(LaunchError::io("cannot make a pipe"))?;
         rustix::io::fcntl_setfd(&theirs, FdFlags::empty())
             .map_err(LaunchError::io("cannot hand a pipe on"))?;
-        let child = Command::new("/proc/self/exe")
-            .arg0("migration-launch")
-            .args(stand_in::arguments(theirs.as_raw_fd(), descriptors, command))
+        let mut stand_in = Command::new("/proc/self/exe");
+        stand_in.arg0("migration-launch").args(stand_in::arguments(theirs.as_raw_fd(), descriptors, command));
+        // Changes nothing, but makes the standard library fork: glibc's posix_spawn leaves signal 33 ignored, for good.
+        let group = rustix::process::getgid();
+        if group == rustix::process::getegid() {
+            stand_in.gid(group.as_raw());
+        }
+        let child = stand_in
             .spawn()
             .map_err(LaunchError::io("cannot start this program a second time; is /proc mounted?"))?;
         drop(theirs);
