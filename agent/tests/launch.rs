@@ -10,8 +10,10 @@ mod common;
 use std::{
     fs,
     io::{BufRead, BufReader, Read},
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, ChildStderr, ChildStdout, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use common::{Fixture, LIMIT, programs::executable};
@@ -518,4 +520,85 @@ fn a_workload_moves_from_one_container_to_another_and_finds_everything_as_it_was
         signal(source.0.id(), Signal::SIGTERM);
         assert_eq!(exit_code(&mut source.0), Some(128 + 15));
     }
+}
+
+/// The agent is killed with -9 at moments of a checkpoint that ends the tree. Whatever it had done by then, the launcher is
+/// there, and ends neither with a status that starts the application again where it may run elsewhere, nor at all.
+#[test]
+fn an_agent_that_is_killed_leaves_a_launcher_that_waits() {
+    let fixture = Fixture::local();
+    let (mut stayed, mut left) = (0, 0);
+    for step in 0..14 {
+        let directory = fixture.path().join(format!("control-{step}"));
+        let control = directory.display().to_string();
+        let app = format!("app-{step}");
+        let mut launch = Command::new(launcher());
+        launch.args(["--app", &app, "--control", &control, "--", "sleep", "1000"]);
+        let mut launched =
+            Ends(in_own_session(launch.stdin(Stdio::null()).stderr(Stdio::null())).spawn().unwrap());
+        let pid = root(&directory);
+        let mut agent = fixture.agent(&["checkpoint", "--app", &app, "--launcher", &control]);
+        let mut agent = agent.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(step * 25));
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        // CRIU notices that nobody is there any more, and ends the tree or lets it go.
+        let mut settled = Instant::now();
+        process::wait_until(LIMIT, || {
+            if matches!(process::state(pid as i32), Some('t' | 'T')) {
+                settled = Instant::now();
+            }
+            settled.elapsed() > Duration::from_millis(300)
+        });
+        let listed = fixture.agent(&["list", "--app", &app, "--json"]).output().unwrap();
+        let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+        let committed = listed["checkpoints"].as_array().is_some_and(|found| !found.is_empty());
+        let state = Launcher::connect(&directory).unwrap().ask(Request::Status).unwrap();
+        assert!(launched.0.try_wait().unwrap().is_none(), "after {step} steps");
+        match state {
+            State::Runs(root) | State::Leaves(root) => {
+                assert_eq!(root, pid);
+                assert!(process::is_running(pid as i32));
+                stayed += 1;
+                // Another agent does it.
+                fixture.json(&["checkpoint", "--app", &app, "--launcher", &control]);
+                wait_for_state(&directory, |state| state == State::Moved);
+            }
+            State::Moved | State::Undecided => {
+                assert!(committed, "after {step} steps the tree is gone and there is no checkpoint");
+                left += 1;
+                Launcher::connect(&directory).unwrap().ask(Request::Left).unwrap();
+            }
+            State::Waits => panic!("it never was to wait"),
+        }
+        signal(launched.0.id(), Signal::SIGTERM);
+        assert_eq!(exit_code(&mut launched.0), Some(128 + 15));
+    }
+    println!("{stayed} trees stayed, {left} had been moved");
+    assert!(stayed > 0, "no agent was killed before its checkpoint was over");
+}
+
+#[test]
+fn a_workload_whose_checkpoint_fails_stays_with_its_launcher() {
+    let fixture = Fixture::local();
+    let directory = fixture.path().join("control");
+    let control = directory.display().to_string();
+    let mut launch = Command::new(launcher());
+    // CRIU refuses connections unless it is told to take them.
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let connected = format!("exec 9<>/dev/tcp/127.0.0.1/{port}; exec sleep 1000");
+    launch.args(["--app", "app", "--control", &control, "--", "bash", "-c", &connected]);
+    let mut launched =
+        Ends(in_own_session(launch.stdin(Stdio::null()).stderr(Stdio::null())).spawn().unwrap());
+    let pid = root(&directory);
+    let _connection = listener.accept().unwrap();
+    let occupied = fixture.refused(&["restore", "--app", "app", "--launcher", &control]);
+    assert_eq!(occupied["reason"], "launcher", "a launcher with a tree takes no other");
+    let refused = fixture.refused(&["checkpoint", "--app", "app", "--launcher", &control]);
+    assert_eq!(refused["reason"], "criu");
+    assert_eq!(root(&directory), pid, "it is not leaving any more");
+    assert!(process::is_running(pid as i32));
+    signal(pid, Signal::SIGKILL);
+    assert_eq!(exit_code(&mut launched.0), Some(137), "killed by somebody, not moved");
 }
