@@ -20,7 +20,7 @@
 //! - The launcher ends when the workload ends by itself. When the workload ended because it was moved away, the launcher
 //!   stays, until a signal ends it: see [`watch`].
 //!
-//! The modules: [`start`] and [`stand_in`] make the workload's process, [`pids`] chooses its pid, [`watch`] stays in
+//! The modules: `start` and [`stand_in`] make the workload's process, `pids` chooses its pid, [`watch`] stays in
 //! front of it, [`protocol`] and [`control`] are how an agent on the same machine talks to a launcher.
 
 pub mod control;
