@@ -28,7 +28,7 @@
 use std::{
     net::Shutdown,
     os::unix::net::UnixStream,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -47,11 +47,13 @@ use crate::{
     agent::Agent,
     arriving::Look,
     cancel::Cancel,
+    container,
     dumped_images::DumpedImages,
     error::AgentError,
     files::{self, Captured, FileCounts, FileRules, FilesError},
     hook::{Hook, HookEvent, HookFacts},
     host,
+    launcher::Leaving,
     page_sink::{Received, receive_pages, widen},
     progress::{Progress, Stage},
     tree::Tree,
@@ -69,6 +71,8 @@ pub struct CheckpointRequest {
     pub leave_running: bool,
     /// Carry established TCP connections; they can be restored only where their local address exists.
     pub tcp_established: bool,
+    /// Control directory of the launcher in front of the tree, if there is one.
+    pub launcher: Option<PathBuf>,
     /// The id it will have, for whoever must know it before the commit; a new one if `None`.
     pub id: Option<CheckpointId>,
     /// Called before the tree is frozen; and once more if that does not lead to a checkpoint.
@@ -93,6 +97,7 @@ impl CheckpointRequest {
             pid,
             leave_running: false,
             tcp_established: false,
+            launcher: None,
             id: None,
             before_freeze: None,
             cancel: Cancel::default(),
@@ -336,7 +341,9 @@ impl Dump<'_> {
         let streams = self.tree.external_streams();
         let (ours, theirs) = UnixStream::pair().map_err(AgentError::io("cannot make a socket pair"))?;
         let open = self.give_up_when_cancelled(&ours, &writer)?;
-        let options = self.options(theirs, &streams);
+        let options = self.options(theirs, &streams)?;
+        let launcher = self.request.launcher.as_deref().filter(|_| !self.request.leave_running);
+        let mut leaving = launcher.map(|launcher| Leaving::begin(launcher, self.request.pid)).transpose()?;
         thread::scope(|scope| {
             let (version, progress, look) = (self.version, self.progress, self.look);
             let sink = thread::Builder::new()
@@ -358,6 +365,10 @@ impl Dump<'_> {
                     let received = sink.take().map_or(Err(AgentError::NoCommit), join)?;
                     progress.enter(Stage::Committing);
                     committed = Some(self.commit(received, &streams, parent.as_deref())?);
+                    // Before CRIU ends the tree.
+                    if let Some(leaving) = &mut leaving {
+                        leaving.committed();
+                    }
                 }
                 Ok(())
             });
@@ -397,7 +408,11 @@ impl Dump<'_> {
         Ok(stream)
     }
 
-    fn options(&self, page_server: UnixStream, streams: &[ExternalStream]) -> DumpOptions {
+    fn options(
+        &self,
+        page_server: UnixStream,
+        streams: &[ExternalStream],
+    ) -> Result<DumpOptions, AgentError> {
         widen(&page_server);
         let options = DumpOptions::new(self.request.pid, &self.work.images())
             .page_server(page_server)
@@ -406,6 +421,7 @@ impl Dump<'_> {
             .shell_job(self.tree.session_is_outside())
             .file_locks(true)
             .link_remap(true)
+            .place(container::place_of(self.request.pid)?)
             .ghost_limit(self.request.files.limit.clamp(GHOST_LIMIT, u32::MAX.into()) as u32);
         // Only where packets have to be held back: to prepare the lock takes more of the kernel than not to have one.
         let options = match self.request.tcp_established {
@@ -413,7 +429,7 @@ impl Dump<'_> {
             false => options,
         };
         let terminals = streams.iter().filter(|stream| stream.key.starts_with("tty["));
-        terminals.fold(options, |options, terminal| options.external(terminal.key.clone()))
+        Ok(terminals.fold(options, |options, terminal| options.external(terminal.key.clone())))
     }
 
     /// Called while the tree is frozen and all images are written. Returns when the checkpoint exists.

@@ -14,6 +14,7 @@ use lazy_pages::{
     verify::VerifyError,
     writer::{ParentError, WriteError},
 };
+use migration_launch::LaunchError;
 
 use crate::files::FilesError;
 
@@ -256,6 +257,27 @@ pub enum AgentError {
         /// The directories tried and why they were not taken.
         reason: String,
     },
+    /// A workload could not be launched.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// The launcher in front of the tree, or that is to be, cannot take part.
+    #[error("the launcher at {}: {reason}", directory.display())]
+    Launcher {
+        /// Its control directory.
+        directory: PathBuf,
+        /// What it says, or what came instead of an answer.
+        reason: String,
+    },
+    /// A control group a tree is to be restored into is out of reach.
+    #[error("cannot put a process into the control group `{group}` of pid {pid}: {reason}")]
+    ForeignGroup {
+        /// Who is in it.
+        pid: u32,
+        /// Its line in `/proc/PID/cgroup`.
+        group: String,
+        /// Why not.
+        reason: String,
+    },
     /// A setting is missing or contradictory.
     #[error("{0}")]
     Usage(String),
@@ -317,6 +339,9 @@ impl AgentError {
             Self::Service { reason, .. } => reason,
             Self::Io { .. } => "io",
             Self::WorkDirectory { .. } => "work-directory",
+            Self::Launch(_) => "launch",
+            Self::Launcher { .. } => "launcher",
+            Self::ForeignGroup { .. } => "foreign-group",
             Self::Usage(_) => "usage",
         }
     }
@@ -402,6 +427,12 @@ impl AgentError {
                 "use `--strategy full`, or a kernel built with CONFIG_USERFAULTFD; `migration-agent check` tells more"
             }
             Self::Service { hint, .. } => return Some(hint.clone()).filter(|hint| !hint.is_empty()),
+            Self::Launcher { .. } => {
+                "look whether the workload's container runs, and with which `--control` directory"
+            }
+            Self::ForeignGroup { .. } => {
+                "the agent needs the host's control groups mounted, writable, and must not be in a control group namespace of its own"
+            }
             Self::WorkDirectory { .. } => "give one with --work-dir; a tmpfs is best",
             Self::Catalog(CatalogError::Leased { .. }) => {
                 "let the restore or checkpoint that uses it end; what a crash left behind expires after a day"

@@ -52,12 +52,14 @@ use crate::{
     agent::Agent,
     cancel::Cancel,
     checkpoint::unwrap_handler,
+    container,
     error::AgentError,
     fence::{Claim, Fence, Runner},
     files::{ExistingFiles, PutBackReport},
     handover::{HandedOver, Remote},
     hook::{Hook, HookEvent, HookFacts},
     host,
+    launcher::Waiting,
     page_server::{Log, PageServerProcess, Served},
     progress::{Progress, Stage},
     tree,
@@ -140,6 +142,8 @@ pub struct RestoreRequest {
     pub handover: Option<HandedOver>,
     /// Called when the tree runs.
     pub after_restore: Option<Hook>,
+    /// Restore into the container of this launcher, which gets the tree; where this process is if `None`.
+    pub launcher: Option<Arc<Waiting>>,
     /// Gives it up, until the tree is about to run; nothing of it is left then.
     pub cancel: Cancel,
     /// What becomes of files that differ from those of the checkpoint.
@@ -161,6 +165,7 @@ impl RestoreRequest {
             generation: None,
             handover: None,
             after_restore: None,
+            launcher: None,
             cancel: Cancel::default(),
             existing_files: ExistingFiles::SetAside,
         }
@@ -322,6 +327,9 @@ impl Agent {
             .shell_job(session_is_outside(&images)?)
             .file_locks(true)
             .link_remap(true);
+        if let Some(launcher) = &request.launcher {
+            options = options.place(container::place_in_groups_of(launcher.pid())?);
+        }
         for stream in &manifest.streams {
             if let Some(fd) = request.stdio.get(stream.stdio as usize) {
                 let fd = fd.try_clone().map_err(AgentError::io("cannot duplicate a standard stream"))?;
@@ -333,11 +341,15 @@ impl Agent {
             match notification {
                 // Asked for while CRIU works, and known before any task runs.
                 Notification::PreRestore => claim.begin(),
-                Notification::PostRestore { .. } => {
+                Notification::PostRestore { pid } => {
                     claim.granted()?;
                     // Later than this, CRIU lets the tree run whatever the answer is.
                     if !request.cancel.pass() {
                         return Err(AgentError::Cancelled.into());
+                    }
+                    // Last, because it ends with a tree it has been given.
+                    if let Some(launcher) = &request.launcher {
+                        launcher.hand_over(*pid)?;
                     }
                 }
                 _ => {}

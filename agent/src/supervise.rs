@@ -4,7 +4,6 @@
 //! do: until [`Signals::forward_to`] they end this program, as they would any other; afterwards they are passed on.
 
 use std::{
-    process::ExitCode,
     sync::{
         Arc,
         atomic::{AtomicI32, Ordering},
@@ -20,6 +19,8 @@ use nix::{
     },
     unistd::Pid,
 };
+
+use migration_launch::ExitStatus;
 
 use crate::{error::AgentError, periodic::Stop};
 
@@ -142,15 +143,5 @@ pub fn wait_for(pid: u32) -> Result<ExitStatus, AgentError> {
 fn collect_ended() {
     while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive)
     {
-    }
-}
-
-/// What a workload ended with, in a shell's numbers: its exit code, or 128 plus the signal that ended it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ExitStatus(pub u8);
-
-impl From<ExitStatus> for ExitCode {
-    fn from(status: ExitStatus) -> Self {
-        Self::from(status.0)
     }
 }

@@ -13,17 +13,21 @@ use std::{
     collections::BTreeSet,
     ffi::OsStr,
     fs,
-    hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState},
+    hash::{BuildHasher, RandomState},
     mem::discriminant,
     os::unix::ffi::OsStrExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::Duration,
 };
 
-use common::{Fixture, LIMIT, text};
+use common::{
+    Fixture, LIMIT,
+    programs::{executable, programs},
+    text,
+};
 use migration_harness::{process, sys::in_own_session, table};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -410,31 +414,6 @@ fn collect_orphans() {
             process::reap(child);
         }
     }
-}
-
-/// The program, compiled once for each version of it.
-fn executable(name: &str) -> PathBuf {
-    const FLAGS: [&str; 5] = ["-std=gnu17", "-Wall", "-Wextra", "-O1", "-pthread"];
-    let source = programs().join(name).with_extension("c");
-    let mut version = DefaultHasher::new();
-    FLAGS.hash(&mut version);
-    for part in [&source, &programs().join("program.h")] {
-        fs::read(part).unwrap().hash(&mut version);
-    }
-    let built =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("state-{name}-{:016x}", version.finish()));
-    if !built.exists() {
-        let mine = built.with_extension(format!("{}-{:?}", std::process::id(), thread::current().id()));
-        let compiler = std::env::var_os("CC").unwrap_or("cc".into());
-        let compiled = Command::new(compiler).args(FLAGS).arg("-o").args([&mine, &source]).status().unwrap();
-        assert!(compiled.success(), "{name}.c does not compile");
-        fs::rename(mine, &built).unwrap();
-    }
-    built
-}
-
-fn programs() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs")
 }
 
 /// Some moment of what the program does while it waits.

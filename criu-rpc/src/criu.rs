@@ -210,7 +210,7 @@ impl Criu {
         prepared: Prepared,
         handler: &mut dyn FnMut(&Notification) -> Result<(), HandlerError>,
     ) -> Result<CriuResp, CriuError> {
-        let Prepared { options, isolation, work_dir, page_client, deadline } = prepared;
+        let Prepared { options, isolation, work_dir, page_client, images: _images, deadline } = prepared;
         let request = CriuReq { r#type: wire_kind.into(), opts: Some(options), ..CriuReq::default() };
         let page_socket = page_client.as_ref().map(|client| client.theirs);
         let session = Session::start(&self.path, kind, work_dir.as_deref(), page_socket, isolation)?;

@@ -13,6 +13,7 @@ mod log;
 mod notification;
 mod options;
 pub mod page_stream;
+mod place;
 mod session;
 mod version;
 
@@ -22,6 +23,7 @@ pub use images::{ImageDir, ImageError};
 pub use notification::Notification;
 pub use options::{CgroupMode, DumpOptions, NetworkLock, RestoreOptions, inherit_key};
 pub use page_stream::{PageObject, PageStream, PageStreamError, Record};
+pub use place::Place;
 pub use version::Version;
 
 /// Bytes in a page. CRIU counts native pages; others are not supported.

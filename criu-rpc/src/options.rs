@@ -3,10 +3,10 @@
 //! Descriptors handed in here are passed on to the `swrk` process and close on this side as soon as it has been started.
 
 use std::{
-    fs::Metadata,
+    fs::{File, Metadata},
     io::Write,
     os::{
-        fd::OwnedFd,
+        fd::{AsRawFd, OwnedFd},
         unix::{
             ffi::OsStrExt,
             fs::{FileTypeExt, MetadataExt},
@@ -20,7 +20,7 @@ use std::{
 use criu_sys::process::Isolation;
 use migration_proto::criu::rpc;
 
-use crate::{error::CriuError, page_stream::close_record, version::Version};
+use crate::{error::CriuError, page_stream::close_record, place::Place, version::Version};
 
 /// What to do about control groups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -115,6 +115,12 @@ macro_rules! shared_options {
                 self
             }
 
+            /// Where CRIU runs; beside the caller if it is not set.
+            pub fn place(mut self, place: Place) -> Self {
+                self.place = Some(place);
+                self
+            }
+
             /// The time CRIU may take, not counting the time spent in the notification handler.
             pub fn deadline(mut self, limit: Duration) -> Self {
                 self.deadline = limit;
@@ -131,6 +137,8 @@ pub(crate) struct Prepared {
     pub(crate) isolation: Isolation,
     pub(crate) work_dir: Option<PathBuf>,
     pub(crate) page_client: Option<PageClient>,
+    /// CRIU reaches the images through it while it works.
+    pub(crate) images: Option<File>,
     pub(crate) deadline: Duration,
 }
 
@@ -146,6 +154,8 @@ pub(crate) struct PageClient {
 /// A dump of one tree.
 #[derive(Debug)]
 pub struct DumpOptions {
+    images_dir: PathBuf,
+    place: Option<Place>,
     wire: rpc::CriuOpts,
     work_dir: Option<PathBuf>,
     page_server: Option<UnixStream>,
@@ -163,7 +173,15 @@ impl DumpOptions {
     /// tree is killed once everything has been written and the last handler agreed.
     pub fn new(pid: u32, images_dir: &Path) -> Self {
         let wire = rpc::CriuOpts { pid: Some(pid as i32), ..common_options(images_dir) };
-        Self { wire, work_dir: None, page_server: None, memory_stays: false, deadline: Self::DEADLINE }
+        Self {
+            images_dir: images_dir.to_owned(),
+            place: None,
+            wire,
+            work_dir: None,
+            page_server: None,
+            memory_stays: false,
+            deadline: Self::DEADLINE,
+        }
     }
 
     /// Lets the tree go on after the dump.
@@ -233,8 +251,9 @@ impl DumpOptions {
             }
             false => None,
         };
+        let images = put(self.place, &self.images_dir, &mut self.wire, &mut isolation)?;
         let Self { wire: options, work_dir, deadline, .. } = self;
-        Ok(Prepared { options, isolation, work_dir, page_client, deadline })
+        Ok(Prepared { options, isolation, work_dir, page_client, images, deadline })
     }
 }
 
@@ -242,6 +261,7 @@ impl DumpOptions {
 #[derive(Debug)]
 pub struct RestoreOptions {
     pub(crate) images_dir: PathBuf,
+    place: Option<Place>,
     wire: rpc::CriuOpts,
     work_dir: Option<PathBuf>,
     inherited: Vec<(String, OwnedFd)>,
@@ -259,6 +279,7 @@ impl RestoreOptions {
     pub fn new(images_dir: &Path) -> Self {
         Self {
             images_dir: images_dir.to_owned(),
+            place: None,
             wire: common_options(images_dir),
             work_dir: None,
             inherited: Vec::new(),
@@ -291,8 +312,9 @@ impl RestoreOptions {
             let fd = keep(&mut isolation, descriptor)?;
             self.wire.inherit_fd.push(rpc::InheritFd { key, fd });
         }
+        let images = put(self.place, &self.images_dir, &mut self.wire, &mut isolation)?;
         let Self { wire: options, work_dir, deadline, .. } = self;
-        Ok(Prepared { options, isolation, work_dir, page_client: None, deadline })
+        Ok(Prepared { options, isolation, work_dir, page_client: None, images, deadline })
     }
 }
 
@@ -325,6 +347,29 @@ fn common_options(images_dir: &Path) -> rpc::CriuOpts {
         manage_cgroups_mode: Some(CgroupMode::default().to_wire().into()),
         ..rpc::CriuOpts::default()
     }
+}
+
+/// Has CRIU run at `place`. If it sees other files there, it is given the images by a descriptor of this process, which is
+/// returned and has to stay open.
+fn put(
+    place: Option<Place>,
+    images_dir: &Path,
+    wire: &mut rpc::CriuOpts,
+    isolation: &mut Isolation,
+) -> Result<Option<File>, CriuError> {
+    let Some(place) = place else { return Ok(None) };
+    let images = match place.sees_other_files() {
+        true => {
+            let images = File::open(images_dir)
+                .map_err(|source| CriuError::System { what: "open the directory of the images", source })?;
+            wire.images_dir_fd = images.as_raw_fd();
+            wire.images_dir = None;
+            Some(images)
+        }
+        false => None,
+    };
+    place.apply(isolation);
+    Ok(images)
 }
 
 fn keep(isolation: &mut Isolation, descriptor: OwnedFd) -> Result<i32, CriuError> {

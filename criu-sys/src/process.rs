@@ -4,6 +4,8 @@
 //! - Of the parent's descriptors only 0, 1, 2 (as set on the `Command`) and those of [`Isolation::keep`] survive `exec`,
 //!   whatever flags the others carry. Stray descriptors break dumps of the child and keep other people's pipes open.
 //! - No signal is blocked, and SIGCHLD has its default action. CRIU needs both; an ignored SIGCHLD is inherited otherwise.
+//! - Asked for, it is in the namespaces and control groups of another process before its program is executed: the program's
+//!   path, its loader and libraries are those found there.
 //!
 //! A failure of any step is an error of `Command::spawn`, and no child is left behind. Between `fork` and `exec` only
 //! system calls are made: nothing is allocated, no lock is taken, so it is safe in a process with threads.
@@ -26,6 +28,8 @@ pub struct Isolation {
     kept: Vec<OwnedFd>,
     parent_death_signal: Option<i32>,
     new_session: bool,
+    namespaces: Option<(OwnedFd, i32)>,
+    groups: Vec<OwnedFd>,
 }
 
 impl Isolation {
@@ -65,6 +69,19 @@ impl Isolation {
         self.new_session = true;
         self
     }
+
+    /// Puts the child into those namespaces of the process behind `pidfd` that `kinds` names, a set of `CLONE_NEW*` flags;
+    /// setns(2). Its current directory is the root of the mount namespace then.
+    pub fn enter(&mut self, pidfd: OwnedFd, kinds: i32) -> &mut Self {
+        self.namespaces = Some((pidfd, kinds));
+        self
+    }
+
+    /// Puts the child into the control group whose `cgroup.procs` this is, open for writing.
+    pub fn join_group(&mut self, processes: OwnedFd) -> &mut Self {
+        self.groups.push(processes);
+        self
+    }
 }
 
 /// Arranges that children spawned from `command` are isolated. To be called once for a command, and the command dropped
@@ -72,7 +89,7 @@ impl Isolation {
 pub fn isolate(command: &mut Command, isolation: Isolation) {
     // SAFETY: getpid has no preconditions.
     let parent = unsafe { libc::getpid() };
-    let Isolation { kept, parent_death_signal, new_session } = isolation;
+    let Isolation { kept, parent_death_signal, new_session, namespaces, groups } = isolation;
     let in_child = move || -> io::Result<()> {
         if new_session {
             // SAFETY: setsid has no preconditions. A child just forked leads no process group, so it cannot fail.
@@ -82,6 +99,13 @@ pub fn isolate(command: &mut Command, isolation: Isolation) {
             die_with_parent(signal, parent)?;
         }
         reset_signals()?;
+        for group in &groups {
+            join(group)?;
+        }
+        if let Some((pidfd, kinds)) = &namespaces {
+            // SAFETY: takes two numbers.
+            check(unsafe { libc::setns(pidfd.as_raw_fd(), *kinds) })?;
+        }
         // Closing now would also close the pipe that tells the parent why `exec` failed, so closing is left to `exec`.
         // SAFETY: marks descriptors close-on-exec and touches no memory.
         check(unsafe {
@@ -113,6 +137,17 @@ fn die_with_parent(signal: i32, parent: libc::pid_t) -> io::Result<()> {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
     Ok(())
+}
+
+/// Runs in the child.
+fn join(group: &OwnedFd) -> io::Result<()> {
+    // Its own pid to the kernel, in whatever namespace.
+    const SELF: &[u8] = b"0";
+    // SAFETY: the buffer is valid for as many bytes as are named.
+    match unsafe { libc::write(group.as_raw_fd(), SELF.as_ptr().cast(), SELF.len()) } {
+        1 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Runs in the child.

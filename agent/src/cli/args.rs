@@ -11,12 +11,12 @@ use super::{
     gc::Gc,
     generation::Generation,
     inspect::{Delete, List, OneCheckpoint, Verify},
+    launch::{Launch, Run},
     migrate::Migrate,
     page_server::PageServer,
     pin::{Pin, Unpin},
     remote::{Cancel, Status, Watch},
     restore::Restore,
-    run::Run,
     serve::Serve,
 };
 
@@ -40,7 +40,7 @@ Stores:
 S3 credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN), a profile, or the instance.
 
 Exit codes: 0 done; 1 failed (the message says what was left as it was); 2 not understood.
-`run` and a `restore` that stays in front end with the workload's own exit code."
+`run`, `launch` and a `restore` that stays in front end with the workload's own exit code."
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -87,6 +87,8 @@ pub enum Command {
     Check,
     /// Start a workload so that it can be moved, and stay in front of it
     Run(Run),
+    /// The same in a container, from which the workload may be moved away and into which it may be restored
+    Launch(Launch),
     /// Put a process tree into the store, and end it unless told otherwise
     Checkpoint(Checkpoint),
     /// Bring a process tree back

@@ -7,6 +7,7 @@ use lazy_pages::{catalog::Retention, ids::AppId};
 use migration_agent::{
     Agent, AgentError, CheckpointRequest, DEFAULT_FILE_LIMIT, FileRules, HookCall, OpenFiles, Progress,
     checkpoint::DEFAULT_MAX_CHAIN_DEPTH,
+    launcher,
     periodic::{Event, Periodic, Stop},
     supervise,
 };
@@ -39,8 +40,11 @@ pub struct Checkpoint {
     #[arg(long, value_name = "NAME")]
     pub app: AppId,
     /// Root of the process tree
-    #[arg(long)]
-    pub pid: u32,
+    #[arg(long, required_unless_present = "launcher")]
+    pub pid: Option<u32>,
+    /// The tree in front of which the launcher with this control directory is
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["pid", "agent"])]
+    pub launcher: Option<PathBuf>,
     /// Let the tree go on afterwards
     #[arg(long)]
     pub leave_running: bool,
@@ -108,14 +112,29 @@ impl std::fmt::Display for ByteSize {
     }
 }
 
+/// The root of the tree that is meant.
+pub fn root(typed: &Checkpoint) -> Result<u32, AgentError> {
+    match (typed.pid, &typed.launcher) {
+        (Some(pid), _) => Ok(pid),
+        (None, Some(directory)) => launcher::root_of(directory),
+        (None, None) => Err(AgentError::Usage("there is neither --pid nor --launcher".to_owned())),
+    }
+}
+
 /// Takes one and shows how far it is, or takes one after the other.
-pub fn checkpoint(typed: Checkpoint, global: &Global, output: Output) -> Result<ExitCode, AgentError> {
+pub fn checkpoint(
+    typed: Checkpoint,
+    pid: u32,
+    global: &Global,
+    output: Output,
+) -> Result<ExitCode, AgentError> {
     if typed.through.agent.is_some() {
-        let report = remote::checkpoint(&typed)?;
+        let report = remote::checkpoint(&typed, pid)?;
         output.result(&report, describe_checkpoint);
         return Ok(ExitCode::SUCCESS);
     }
-    let mut request = CheckpointRequest::new(typed.app, typed.pid);
+    let mut request = CheckpointRequest::new(typed.app, pid);
+    request.launcher = typed.launcher;
     request.leave_running = typed.leave_running;
     request.tcp_established = typed.tcp_established;
     request.files =

@@ -8,9 +8,9 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     args::{Cli, Command, Global, LogFormat},
-    check, checkpoint, deadline, gc, generation, inspect, migrate,
+    check, checkpoint, deadline, gc, generation, inspect, launch, migrate,
     output::Output,
-    page_server, pin, remote, restore, run, serve,
+    page_server, pin, remote, restore, serve,
 };
 
 /// Runs the command line.
@@ -24,11 +24,11 @@ pub fn main() -> ExitCode {
     };
     match cli.command {
         Command::Check => check::check(&cli.global, output),
+        Command::Run(typed) => launch::run(&typed.into()).unwrap_or_else(|error| failed(error.into(), None)),
+        Command::Launch(typed) => {
+            launch::run(&typed.into()).unwrap_or_else(|error| failed(error.into(), None))
+        }
         // Signals are taken over before any other thread exists.
-        Command::Run(run) => match Signals::take() {
-            Ok(signals) => run::run(&run, &signals).unwrap_or_else(|error| failed(error, None)),
-            Err(error) => failed(error, None),
-        },
         Command::Restore(restore) => match Signals::take() {
             Ok(signals) => restore::restore(restore, &cli.global, output, &signals).unwrap_or_else(|error| {
                 failed(error, Some("the store and all files are as they were, and nothing of the application was left running"))
@@ -36,8 +36,11 @@ pub fn main() -> ExitCode {
             Err(error) => failed(error, None),
         },
         Command::Checkpoint(typed) => {
-            let pid = typed.pid;
-            match checkpoint::checkpoint(typed, &cli.global, output) {
+            let pid = match checkpoint::root(&typed) {
+                Ok(pid) => pid,
+                Err(error) => return failed(error, None),
+            };
+            match checkpoint::checkpoint(typed, pid, &cli.global, output) {
                 Ok(code) => code,
                 Err(error) => failed(error, what_is_left(pid).as_deref()),
             }

@@ -13,13 +13,13 @@ mod gc;
 mod generation;
 mod hooks;
 mod inspect;
+mod launch;
 mod migrate;
 mod output;
 mod page_server;
 mod pin;
 mod remote;
 mod restore;
-mod run;
 mod serve;
 
 pub use self::commands::main;

@@ -167,8 +167,8 @@ pub fn cancel(typed: &Cancel, output: Output) -> Result<(), AgentError> {
 }
 
 /// Lets an agent take a checkpoint.
-pub fn checkpoint(typed: &Checkpoint) -> Result<CheckpointReport, AgentError> {
-    let (operation_id, app, pid) = (typed.through.operation(), typed.app.to_string(), typed.pid);
+pub fn checkpoint(typed: &Checkpoint, pid: u32) -> Result<CheckpointReport, AgentError> {
+    let (operation_id, app) = (typed.through.operation(), typed.app.to_string());
     let tcp_established = typed.tcp_established;
     let before_freeze = typed.hooks.wire(&typed.before_freeze);
     let operation = typed.through.ask(async |mut agent| {

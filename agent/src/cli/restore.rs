@@ -16,7 +16,9 @@ use lazy_pages::{
 };
 use migration_agent::{
     AgentError, ExistingFiles, HookCall, Progress, PutBackReport, Residency, RestoreRequest, Restored,
-    Strategy, settings,
+    Strategy,
+    launcher::Waiting,
+    settings,
     supervise::{self, Signals},
 };
 use serde::Serialize;
@@ -25,9 +27,9 @@ use super::{
     args::Global,
     commands::agent,
     hooks::HookOptions,
+    launch::write_pid,
     output::{Output, ProgressLine},
     remote::{self, Through},
-    run::write_pid,
 };
 
 #[derive(Debug, Args)]
@@ -35,6 +37,7 @@ use super::{
   migration-agent restore --app cache                     stay in front of it, until it ends
   migration-agent restore --app cache --detach            return when it runs
   migration-agent restore --app cache --wait-resident     return when all of its pages are in memory
+  migration-agent restore --app cache --launcher DIR      into the container of a launcher that waits
 
 In front, the workload's pipes and terminals continue on this program's standard streams. Detached, they continue in the file named by --output, which is shown in the result. With --agent it is that agent that
 restores, always detached.
@@ -78,6 +81,10 @@ pub struct Restore {
     pub after_restore: Option<HookCall>,
     #[command(flatten)]
     pub hooks: HookOptions,
+    /// Restore into the container of the launcher with this control directory: its namespaces, control groups and standard
+    /// streams. This program stays until the workload ends, to tell the launcher how
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["agent", "detach", "wait_resident", "output"])]
+    pub launcher: Option<PathBuf>,
     #[command(flatten)]
     pub through: Through,
 }
@@ -121,7 +128,13 @@ pub fn restore(
         (None, false) => Some(default_log(&typed)?),
     };
     let page_server = env::current_exe().map_err(io_error("cannot find this program"))?;
-    let mut request = RestoreRequest::new(typed.app.clone(), streams(log.as_deref())?, page_server);
+    let launcher = typed.launcher.as_deref().map(Waiting::connect).transpose()?.map(Arc::new);
+    let streams = match &launcher {
+        Some(launcher) => launcher.streams()?,
+        None => streams(log.as_deref())?,
+    };
+    let mut request = RestoreRequest::new(typed.app.clone(), streams, page_server);
+    request.launcher = launcher.clone();
     request.checkpoint = typed.checkpoint;
     request.strategy = typed.strategy;
     request.patience = Duration::from_secs(typed.patience);
@@ -172,7 +185,14 @@ pub fn restore(
         Ok(residency) => eprintln!("migration-agent: {}", describe(&report(&restored, Some(residency)))),
         Err(error) => output.error(&error, Some("the checkpoint is as it was")),
     }
-    Ok(supervise::wait_for(restored.pid)?.into())
+    let status = supervise::wait_for(restored.pid)?;
+    // A launcher that saw for itself how the workload ended is gone already, and then this fails.
+    if let Some(launcher) = launcher
+        && let Err(error) = launcher.ended(status)
+    {
+        tracing::info!(%error, "the launcher was not told how the workload ended");
+    }
+    Ok(ExitCode::from(status.0))
 }
 
 /// An agent that serves restores it, and stays out of its way; so does this.

@@ -1,0 +1,137 @@
+//! What the agent and the launcher in front of a workload tell each other while the workload comes or goes.
+//!
+//! The rule is the launcher's, see [`migration_launch::watch`]: its container must not end, and so start the workload a
+//! second time, when a checkpoint ended it. So it is told before the dump begins and again when the checkpoint exists,
+//! before CRIU ends the tree. What it is not told leaves it waiting, which is the safe side.
+
+use std::{
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use migration_launch::{
+    LaunchError,
+    control::Launcher,
+    protocol::{Request, State},
+};
+
+use crate::error::AgentError;
+
+/// A launcher that waits for a tree.
+#[derive(Debug)]
+pub struct Waiting {
+    launcher: Launcher,
+    directory: PathBuf,
+}
+
+impl Waiting {
+    /// Finds the one with this control directory.
+    ///
+    /// # Errors
+    /// When none answers, or it does not wait for a tree.
+    pub fn connect(directory: &Path) -> Result<Self, AgentError> {
+        let (launcher, state) = connect(directory)?;
+        match state {
+            State::Waits | State::Moved => Ok(Self { launcher, directory: directory.to_owned() }),
+            _ => Err(unsuitable(directory, format!("it does not wait for a tree: it says `{state}`"))),
+        }
+    }
+
+    /// The process whose container the tree is to run in.
+    pub fn pid(&self) -> u32 {
+        self.launcher.pid()
+    }
+
+    /// The standard streams of that container.
+    ///
+    /// # Errors
+    /// When the launcher is gone.
+    pub fn streams(&self) -> Result<[OwnedFd; 3], AgentError> {
+        self.launcher.streams().map_err(failed(&self.directory))
+    }
+
+    /// Hands a tree over that is about to run.
+    ///
+    /// # Errors
+    /// When the launcher is gone or no longer waits. The tree must not run then: nobody would end it with its container.
+    pub(crate) fn hand_over(&self, root: u32) -> Result<(), AgentError> {
+        self.launcher.ask(Request::Runs(root)).map(drop).map_err(failed(&self.directory))
+    }
+
+    /// Tells how the tree's root has ended.
+    ///
+    /// # Errors
+    /// When the launcher is gone.
+    pub fn ended(&self, status: migration_launch::ExitStatus) -> Result<(), AgentError> {
+        self.launcher.ask(Request::Ended(status.0)).map(drop).map_err(failed(&self.directory))
+    }
+}
+
+/// A launcher whose tree is being moved away. Dropped before [`Self::committed`], it is told that the tree stays.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    launcher: Launcher,
+    directory: PathBuf,
+    committed: bool,
+}
+
+impl Leaving {
+    /// Says that a checkpoint begins that ends the tree with this root.
+    pub(crate) fn begin(directory: &Path, root: u32) -> Result<Self, AgentError> {
+        let (launcher, state) = connect(directory)?;
+        if !matches!(state, State::Runs(pid) | State::Leaves(pid) if pid == root) {
+            return Err(unsuitable(
+                directory,
+                format!("it is not in front of pid {root}: it says `{state}`"),
+            ));
+        }
+        launcher.ask(Request::Leaving).map_err(failed(directory))?;
+        Ok(Self { launcher, directory: directory.to_owned(), committed: false })
+    }
+
+    /// Says that the checkpoint exists.
+    pub(crate) fn committed(&mut self) {
+        self.committed = true;
+        // It waits for somebody who knows, then. The checkpoint exists whatever it knows.
+        if let Err(error) = self.launcher.ask(Request::Left) {
+            let launcher = self.directory.display();
+            tracing::warn!(%launcher, %error, "the launcher does not know yet that its tree has been moved");
+        }
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        if !self.committed
+            && let Err(error) = self.launcher.ask(Request::Stays)
+        {
+            let launcher = self.directory.display();
+            tracing::warn!(%launcher, %error, "the launcher does not know that its tree stays");
+        }
+    }
+}
+
+/// The root of the tree that the launcher with this control directory is in front of.
+///
+/// # Errors
+/// When none answers, or it has no tree.
+pub fn root_of(directory: &Path) -> Result<u32, AgentError> {
+    match connect(directory)?.1 {
+        State::Runs(pid) | State::Leaves(pid) => Ok(pid),
+        state => Err(unsuitable(directory, format!("it has no tree: it says `{state}`"))),
+    }
+}
+
+fn connect(directory: &Path) -> Result<(Launcher, State), AgentError> {
+    let launcher = Launcher::connect(directory).map_err(failed(directory))?;
+    let state = launcher.ask(Request::Status).map_err(failed(directory))?;
+    Ok((launcher, state))
+}
+
+fn failed(directory: &Path) -> impl FnOnce(LaunchError) -> AgentError {
+    |error| unsuitable(directory, error.to_string())
+}
+
+fn unsuitable(directory: &Path, reason: String) -> AgentError {
+    AgentError::Launcher { directory: directory.to_owned(), reason }
+}
