@@ -3,7 +3,7 @@
 //! An *operator* may touch every application: root over the Unix socket, and clients whose name `--allow-client` lists. A
 //! client whose certificate names it `migration://cluster/namespace/app` may touch that application alone, and only
 //! processes that are known to be this application's: those that were restored as it, that an operator has checkpointed
-//! as it, or that `migration-agent run --app` has started. Otherwise it could have any process's memory by calling it
+//! as it, or that `migration-agent run --app` or `launch --app` has started. Otherwise it could have any process's memory by calling it
 //! its own.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
@@ -79,7 +79,7 @@ impl Rules {
     }
 }
 
-/// Whether `migration-agent run --app` has started this process as `app`: its parent is this very program, run by root.
+/// Whether `migration-agent run --app` or `launch --app` has started this process as `app`: its parent is this very program, run by root.
 pub fn was_launched_as(pid: u32, app: &AppId) -> bool {
     let Some(parent) = tree::parent(pid) else { return false };
     let same_file = |one: &Path, other: &Path| {
@@ -100,7 +100,8 @@ pub fn was_launched_as(pid: u32, app: &AppId) -> bool {
         word => word.strip_prefix(b"--app="),
     });
     let named = named.and_then(|name| std::str::from_utf8(name).ok()?.parse::<AppId>().ok());
-    arguments.contains(&&b"run"[..]) && named.as_ref() == Some(app)
+    let launches = arguments.iter().any(|&word| word == b"run" || word == b"launch");
+    launches && named.as_ref() == Some(app)
 }
 
 #[cfg(test)]
