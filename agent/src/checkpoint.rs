@@ -421,8 +421,12 @@ impl Dump<'_> {
             .shell_job(self.tree.session_is_outside())
             .file_locks(true)
             .link_remap(true)
-            .place(container::place_of(self.request.pid)?)
             .ghost_limit(self.request.files.limit.clamp(GHOST_LIMIT, u32::MAX.into()) as u32);
+        // A container's namespaces are there where it is restored. Those a tree has made for itself are CRIU's to carry.
+        let options = match self.request.launcher {
+            Some(_) => options.place(container::place_of(self.request.pid)?),
+            None => options,
+        };
         // Only where packets have to be held back: to prepare the lock takes more of the kernel than not to have one.
         let options = match self.request.tcp_established {
             true => options.network_lock(host::network_lock()),

@@ -294,7 +294,9 @@ fn every_signal_arrives_and_the_status_comes_back() {
         "for name in {names}; do trap \"echo got $name\" $name; done; echo ready; while :; do sleep 0.01; done"
     );
     let directory = fixture.path().join("control");
-    let mut command = Command::new(launcher());
+    // A shell cannot trap what is ignored when it starts, and whoever runs tests in the background ignores some.
+    let mut command = Command::new("env");
+    command.arg("--default-signal").arg(launcher());
     command.arg("--control").arg(&directory).args(["--app", "app", "--", "bash", "-c", &script]);
     let mut started = Ends(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
     let mut lines = BufReader::new(started.0.stdout.take().unwrap());

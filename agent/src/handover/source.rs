@@ -38,7 +38,6 @@ use crate::{
     arriving::Look,
     cancel::Cancel,
     checkpoint::DEFAULT_MAX_CHAIN_DEPTH,
-    container,
     error::AgentError,
     fence::{Claim, Fence, Runner},
     files::{self, FileRules},
@@ -123,8 +122,7 @@ impl Agent {
             .memory_stays()
             .shell_job(tree.session_is_outside())
             .file_locks(true)
-            .link_remap(true)
-            .place(container::place_of(*pid)?);
+            .link_remap(true);
         let terminals = streams.iter().filter(|stream| stream.key.starts_with("tty["));
         let options = terminals.fold(options, |options, terminal| options.external(terminal.key.clone()));
         let mut described = None;
