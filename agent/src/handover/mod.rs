@@ -22,7 +22,7 @@
 //! | page server at the target | the restore fails | replaced by its guardian |
 //! | link | the source takes the tree back when nobody has claimed G in time | target waits for pages, or takes them from the checkpoint once that is committed |
 //! | target machine | the source takes the tree back | the source keeps the stopped tree until somebody who knows says that G has ended; or its checkpoint is restored |
-//! | source machine | the last checkpoint is restored | pages that came are not enough: the target's copy is ended when its page server's patience is over, and the last checkpoint is restored; none of this if the checkpoint of the stopped tree is committed |
+//! | source machine | the last checkpoint can be restored | pages that came are not enough: the target's copy is ended when its page server's patience is over, and the last checkpoint can be restored; none of this if the checkpoint of the stopped tree is committed |
 //!
 //! [`Agent::handovers`]: crate::Agent::handovers
 

@@ -95,7 +95,8 @@ impl Agent {
     /// run it.
     ///
     /// # Errors
-    /// Any; the tree then runs on. [`AgentError::StillArriving`] when pages of the tree are missing because it is being
+    /// Any; the tree then runs on. Only if the store cannot be asked whether it may does it stay stopped;
+    /// [`Self::handovers`] takes it back later. [`AgentError::StillArriving`] when pages of the tree are missing because it is being
     /// restored itself: it can only be checkpointed.
     pub fn hand_over(&self, request: &HandoverRequest, progress: &Progress) -> Result<Handover, AgentError> {
         progress.enter(Stage::Preparing);
@@ -156,16 +157,32 @@ impl Agent {
         let (manifest, memory) = match (dumped, described) {
             (Ok(()), Some(described)) => described,
             (Err(error), _) => {
-                forget(&directory);
+                self.give_up(&fence, &saved, &directory)?;
                 return Err(crate::checkpoint::unwrap_handler(error));
             }
-            (Ok(()), None) => return Err(AgentError::NoCommit),
+            (Ok(()), None) => {
+                self.give_up(&fence, &saved, &directory)?;
+                return Err(AgentError::NoCommit);
+            }
         };
         saved.offered = true;
-        saved.write(&directory).map_err(AgentError::path("write", &directory))?;
+        if let Err(error) = saved.write(&directory) {
+            self.give_up(&fence, &saved, &directory)?;
+            return Err(AgentError::path("write", &directory)(error));
+        }
         let mut handover = self.handover(directory, saved, manifest, memory, (app.clone(), id));
         handover.stopped_in = Some(frozen.elapsed());
         Ok(handover)
+    }
+
+    /// Lets a tree go on that nobody was told of, if it was stopped at all, and forgets it.
+    fn give_up(&self, fence: &Fence, saved: &Saved, directory: &Path) -> Result<(), AgentError> {
+        wait_for_criu(saved.root);
+        if still_stopped(saved) {
+            self.block_on(take_back(fence, saved))?;
+        }
+        forget(directory);
+        Ok(())
     }
 
     /// The trees that are stopped on this machine to be handed over, after a restart of the agent. Those that were never
@@ -179,6 +196,7 @@ impl Agent {
         for (directory, saved) in Saved::all(&parent).map_err(AgentError::path("read", &parent))? {
             let failed = || AgentError::path("read", &directory);
             let (app, id) = saved.names().map_err(failed())?;
+            wait_for_criu(saved.root);
             if !still_stopped(&saved) {
                 // CRIU was not done with it when the agent died, and let it run; or it has ended.
                 forget(&directory);
@@ -193,8 +211,7 @@ impl Agent {
                 // Nobody was told.
                 Err(_) => {
                     let fence = Fence::new(Arc::clone(&self.store), app);
-                    self.block_on(take_back(&fence, &saved))?;
-                    forget(&directory);
+                    self.give_up(&fence, &saved, &directory)?;
                     continue;
                 }
             };
@@ -478,6 +495,15 @@ fn refuse_files(tree: &Tree) -> Result<(), AgentError> {
     match found.files.iter().find(|(_, file)| file.policy == FilePolicy::Carry) {
         Some((path, _)) => Err(AgentError::FilesTravel { path: path.clone() }),
         None => Ok(()),
+    }
+}
+
+/// Waits until CRIU, whose agent may have died, has let go of the tree: only then it is known whether it stays stopped.
+fn wait_for_criu(root: u32) {
+    const PAUSE: Duration = Duration::from_millis(20);
+    let begun = Instant::now();
+    while tree::is_traced(root) && begun.elapsed() < END {
+        thread::sleep(PAUSE);
     }
 }
 

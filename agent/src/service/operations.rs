@@ -399,8 +399,11 @@ impl Operations {
             cancel: entry.cancel.clone(),
         };
         let handover = Arc::new(self.agent.hand_over(&request, &entry.progress)?);
-        // If it cannot be watched, the next agent takes it up.
-        self.handovers.keep(Arc::clone(&handover))?;
+        if let Err(error) = self.handovers.keep(Arc::clone(&handover)) {
+            // Nobody was told of it, and nobody would look after it.
+            handover.take_back()?;
+            return Err(error);
+        }
         Ok(handover_result(&handover, handover.stopped_ms()))
     }
 

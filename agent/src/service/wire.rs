@@ -35,20 +35,17 @@ impl TryFrom<PreCheckpointRequest> for Asked {
     type Error = ErrorDetail;
 
     fn try_from(request: PreCheckpointRequest) -> Result<Self, ErrorDetail> {
-        let spec = Spec {
-            kind: Kind::PreCheckpoint,
-            app: app(&request.app)?,
-            pid: pid(request.pid)?,
-            checkpoint: String::new(),
-            strategy: String::new(),
-            tcp_established: request.tcp_established,
-            hook: checked(request.before_freeze)?,
-            patience_s: 0,
-            generation: 0,
-            source: None,
-        };
-        let id = id(&request.operation_id)?;
-        Ok(Self { id, spec, detach: request.detach, deadline_ms: request.deadline_ms })
+        let PreCheckpointRequest {
+            operation_id,
+            app,
+            pid,
+            tcp_established,
+            before_freeze,
+            detach,
+            deadline_ms,
+        } = request;
+        let spec = dump(Kind::PreCheckpoint, &app, pid, tcp_established, before_freeze)?;
+        Ok(Self { id: id(&operation_id)?, spec, detach, deadline_ms })
     }
 }
 
@@ -56,21 +53,34 @@ impl TryFrom<FinalDumpRequest> for Asked {
     type Error = ErrorDetail;
 
     fn try_from(request: FinalDumpRequest) -> Result<Self, ErrorDetail> {
-        let spec = Spec {
-            kind: Kind::FinalDump,
-            app: app(&request.app)?,
-            pid: pid(request.pid)?,
-            checkpoint: String::new(),
-            strategy: handover_strategy(request.strategy)?,
-            tcp_established: request.tcp_established,
-            hook: checked(request.before_freeze)?,
-            patience_s: 0,
-            generation: 0,
-            source: None,
-        };
+        let spec =
+            dump(Kind::FinalDump, &request.app, request.pid, request.tcp_established, request.before_freeze)?;
+        let spec = Spec { strategy: handover_strategy(request.strategy)?, ..spec };
         let id = id(&request.operation_id)?;
         Ok(Self { id, spec, detach: request.detach, deadline_ms: request.deadline_ms })
     }
+}
+
+/// What both kinds of dump say.
+fn dump(
+    kind: Kind,
+    app: &str,
+    pid: u32,
+    tcp_established: bool,
+    hook: Option<wire::Hook>,
+) -> Result<Spec, ErrorDetail> {
+    Ok(Spec {
+        kind,
+        app: self::app(app)?,
+        pid: self::pid(pid)?,
+        checkpoint: String::new(),
+        strategy: String::new(),
+        tcp_established,
+        hook: checked(hook)?,
+        patience_s: 0,
+        generation: 0,
+        source: None,
+    })
 }
 
 impl TryFrom<RestoreRequest> for Asked {
