@@ -202,11 +202,13 @@ impl Daemon {
         }
     }
 
-    /// Kills the processes of these roles, as nearly at once as can be.
+    /// Kills the processes of these roles at once: none of them sees another's death.
     pub fn kill(&self, roles: &[Role]) {
-        let pids: Vec<u32> = roles.iter().map(|&role| self.pid(role)).collect();
-        for pid in pids {
-            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+        let pids: Vec<Pid> = roles.iter().map(|&role| Pid::from_raw(self.pid(role) as i32)).collect();
+        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+            for &pid in &pids {
+                let _ = kill(pid, signal);
+            }
         }
     }
 
