@@ -20,8 +20,16 @@ fn agent() -> Result<(), Box<dyn std::error::Error>> {
     let description = std::path::Path::new(&std::env::var("OUT_DIR")?).join("agent.bin");
     std::fs::write(description, descriptors.encode_to_vec())?;
     // What the agent keeps in its journal, and prints.
-    let kept =
-        ["Hook", "Command", "CheckpointResult", "RestoreResult", "HandoverResult", "Source", "ErrorDetail"];
+    let kept = [
+        "Hook",
+        "Command",
+        "FileRules",
+        "CheckpointResult",
+        "RestoreResult",
+        "HandoverResult",
+        "Source",
+        "ErrorDetail",
+    ];
     // Pages are not copied on their way.
     let code = tonic_prost_build::configure().bytes(".migration.agent.v1.Frame");
     let code = kept.iter().fold(code, |code, name| {

@@ -1,9 +1,15 @@
 //! The other side of the service: connections to an agent.
 
-use std::{fmt, io, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 
 use hyper_util::rt::TokioIo;
-use migration_proto::agent::{Reason, agent_client::AgentClient};
+use migration_proto::agent::{self as wire, Reason, agent_client::AgentClient};
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
@@ -14,9 +20,46 @@ use tonic::{
 use tower::service_fn;
 
 use crate::{
-    AgentError,
+    AgentError, ExistingFiles, FileRules, OpenFiles,
     service::{detail_of, reason_word, tls::Files},
 };
+
+/// A path in the API, which is text.
+///
+/// # Errors
+/// When it is not.
+pub fn wire_path(path: &Path) -> Result<String, AgentError> {
+    let text = path.to_str().ok_or_else(|| AgentError::Usage(format!("{} is not UTF-8", path.display())))?;
+    Ok(text.to_owned())
+}
+
+/// Rules about files, as an agent is told them.
+///
+/// # Errors
+/// When a path is not UTF-8.
+pub fn wire_files(rules: &FileRules) -> Result<wire::FileRules, AgentError> {
+    let paths = |paths: &[PathBuf]| paths.iter().map(|path| wire_path(path)).collect::<Result<_, _>>();
+    let open = match rules.open {
+        OpenFiles::Carry => wire::OpenFiles::Carry,
+        OpenFiles::Same => wire::OpenFiles::Same,
+        OpenFiles::Ignore => wire::OpenFiles::Ignore,
+    };
+    Ok(wire::FileRules {
+        paths: paths(&rules.listed)?,
+        open: open.into(),
+        same: paths(&rules.same)?,
+        limit: rules.limit,
+    })
+}
+
+/// What becomes of files that are in the way, as an agent is told it.
+pub fn wire_existing_files(existing: ExistingFiles) -> wire::ExistingFiles {
+    match existing {
+        ExistingFiles::SetAside => wire::ExistingFiles::SetAside,
+        ExistingFiles::Replace => wire::ExistingFiles::Replace,
+        ExistingFiles::Refuse => wire::ExistingFiles::Refuse,
+    }
+}
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(10);

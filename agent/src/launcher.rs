@@ -89,6 +89,11 @@ impl Leaving {
         Ok(Self { launcher, directory: directory.to_owned(), committed: false })
     }
 
+    /// Leaves it to whoever ends or keeps the tree to tell; see [`tell`].
+    pub(crate) fn not_decided_yet(mut self) {
+        self.committed = true;
+    }
+
     /// Says that the checkpoint exists.
     pub(crate) fn committed(&mut self) {
         self.committed = true;
@@ -108,6 +113,27 @@ impl Drop for Leaving {
             let launcher = self.directory.display();
             tracing::warn!(%launcher, %error, "the launcher does not know that its tree stays");
         }
+    }
+}
+
+/// What became of a tree whose checkpoint had begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is, or can be, somewhere else.
+    Left,
+    /// It goes on here, or has ended here.
+    Stays,
+}
+
+/// Tells the launcher with this control directory what became of its tree. One that cannot be told goes on waiting.
+pub(crate) fn tell(directory: &Path, fate: Fate) {
+    let request = match fate {
+        Fate::Left => Request::Left,
+        Fate::Stays => Request::Stays,
+    };
+    let told = Launcher::connect(directory).and_then(|launcher| launcher.ask(request));
+    if let Err(error) = told {
+        tracing::warn!(launcher = %directory.display(), %error, ?fate, "the launcher does not know what became of its tree");
     }
 }
 

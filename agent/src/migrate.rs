@@ -37,8 +37,12 @@ const LOOK: Duration = Duration::from_millis(100);
 pub struct MigrateRequest {
     /// Whose processes.
     pub app: AppId,
-    /// Root of the tree, as the source's agent sees it.
+    /// Root of the tree, as the source's agent sees it; 0 with a launcher.
     pub pid: u32,
+    /// Control directory of the launcher in front of the tree, as the source's agent sees it.
+    pub launcher: Option<String>,
+    /// Control directory of a launcher that waits for it, as the target's agent sees it.
+    pub target_launcher: Option<String>,
     /// Where pages come from meanwhile.
     pub strategy: Strategy,
     /// The agent where it runs.
@@ -180,6 +184,7 @@ impl Dumped {
             checkpoint: self.id().to_owned(),
             strategy: wire_strategy(request.strategy).into(),
             source,
+            launcher: request.target_launcher.clone().unwrap_or_default(),
             ..Default::default()
         }
     }
@@ -226,6 +231,7 @@ async fn warm_up(agent: &mut AgentClient<Channel>, request: &MigrateRequest) -> 
         operation_id: operation_id(),
         app: request.app.to_string(),
         pid: request.pid,
+        launcher: request.launcher.clone().unwrap_or_default(),
         ..Default::default()
     };
     outcome(agent.pre_checkpoint(request).await).map(drop)
@@ -239,6 +245,7 @@ async fn final_dump(
         operation_id: operation_id(),
         app: request.app.to_string(),
         pid: request.pid,
+        launcher: request.launcher.clone().unwrap_or_default(),
         strategy: wire_strategy(request.strategy).into(),
         ..Default::default()
     };
@@ -279,6 +286,7 @@ async fn undo(
                 app,
                 checkpoint: checkpoint.clone(),
                 strategy: WireStrategy::LazyStorage.into(),
+                launcher: request.launcher.clone().unwrap_or_default(),
                 ..Default::default()
             };
             restore(agent, request).await.map(drop)

@@ -43,7 +43,7 @@ pub struct Checkpoint {
     #[arg(long, required_unless_present = "launcher")]
     pub pid: Option<u32>,
     /// The tree in front of which the launcher with this control directory is
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["pid", "agent"])]
+    #[arg(long, value_name = "DIR", conflicts_with = "pid")]
     pub launcher: Option<PathBuf>,
     /// Let the tree go on afterwards
     #[arg(long)]
@@ -112,13 +112,20 @@ impl std::fmt::Display for ByteSize {
     }
 }
 
-/// The root of the tree that is meant.
+/// The root of the tree that is meant; 0 if only the agent that is asked can know it.
 pub fn root(typed: &Checkpoint) -> Result<u32, AgentError> {
     match (typed.pid, &typed.launcher) {
         (Some(pid), _) => Ok(pid),
+        _ if typed.through.agent.is_some() => Ok(0),
         (None, Some(directory)) => launcher::root_of(directory),
         (None, None) => Err(AgentError::Usage("there is neither --pid nor --launcher".to_owned())),
     }
+}
+
+/// Which files travel.
+pub fn file_rules(typed: &Checkpoint) -> FileRules {
+    let (listed, same) = (typed.path.clone(), typed.same.clone());
+    FileRules { listed, open: typed.files, same, limit: typed.file_limit.0 }
 }
 
 /// Takes one and shows how far it is, or takes one after the other.
@@ -129,16 +136,15 @@ pub fn checkpoint(
     output: Output,
 ) -> Result<ExitCode, AgentError> {
     if typed.through.agent.is_some() {
-        let report = remote::checkpoint(&typed, pid)?;
+        let report = remote::checkpoint(&typed)?;
         output.result(&report, describe_checkpoint);
         return Ok(ExitCode::SUCCESS);
     }
-    let mut request = CheckpointRequest::new(typed.app, pid);
-    request.launcher = typed.launcher;
+    let mut request = CheckpointRequest::new(typed.app.clone(), pid);
+    request.launcher = typed.launcher.clone();
     request.leave_running = typed.leave_running;
     request.tcp_established = typed.tcp_established;
-    request.files =
-        FileRules { listed: typed.path, open: typed.files, same: typed.same, limit: typed.file_limit.0 };
+    request.files = file_rules(&typed);
     request.before_freeze = typed.hooks.hook(&typed.before_freeze);
     request.max_chain_depth = typed.max_chain_depth;
     if let Some(every) = typed.every {

@@ -21,6 +21,8 @@ use super::{
       --tls-cert op.pem --tls-key op.key --tls-ca ca.pem
   migration-agent migrate --app cache --pid 4711 --to https://node7:7070 --strategy lazy-direct \\
       --source-address https://node3:7070 --tls-cert op.pem --tls-key op.key --tls-ca ca.pem
+  migration-agent migrate --app cache --launcher /run/migration --to https://node7:7070 \\
+      --target-launcher /run/migration --tls-cert op.pem --tls-key op.key --tls-ca ca.pem
 
 Both agents have to serve and to use the same store. With full and lazy-storage the process stands still until its memory is in
 the store; with lazy-direct and lazy-hybrid only until what describes it is, and its pages come out of the stopped process. If
@@ -30,8 +32,14 @@ pub struct Migrate {
     #[arg(long, value_name = "NAME")]
     pub app: AppId,
     /// Root of the process tree
-    #[arg(long)]
-    pub pid: u32,
+    #[arg(long, required_unless_present = "launcher")]
+    pub pid: Option<u32>,
+    /// The tree in front of which the launcher with this control directory is, as the agent there sees it
+    #[arg(long, value_name = "DIR", conflicts_with = "pid")]
+    pub launcher: Option<String>,
+    /// Restore into the container of the launcher with this control directory, as the target's agent sees it
+    #[arg(long, value_name = "DIR")]
+    pub target_launcher: Option<String>,
     /// The agent where it is to run: https://host:port
     #[arg(long, value_name = "ADDRESS")]
     pub to: AgentAddress,
@@ -58,7 +66,9 @@ pub struct Migrate {
 pub fn run(typed: Migrate, output: Output) -> Result<(), AgentError> {
     let request = MigrateRequest {
         app: typed.app,
-        pid: typed.pid,
+        pid: typed.pid.unwrap_or(0),
+        launcher: typed.launcher,
+        target_launcher: typed.target_launcher,
         strategy: typed.strategy,
         source: typed.from.unwrap_or_else(|| AgentAddress::Unix(SOCKET.into())),
         target: typed.to,

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tonic::{Request, transport::Channel};
 
 use super::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, file_rules},
     output::{Output, human_bytes},
     restore::Restore,
 };
@@ -167,9 +167,11 @@ pub fn cancel(typed: &Cancel, output: Output) -> Result<(), AgentError> {
 }
 
 /// Lets an agent take a checkpoint.
-pub fn checkpoint(typed: &Checkpoint, pid: u32) -> Result<CheckpointReport, AgentError> {
+pub fn checkpoint(typed: &Checkpoint) -> Result<CheckpointReport, AgentError> {
     let (operation_id, app) = (typed.through.operation(), typed.app.to_string());
-    let tcp_established = typed.tcp_established;
+    let (pid, tcp_established) = (typed.pid.unwrap_or(0), typed.tcp_established);
+    let launcher = typed.launcher.as_deref().map(client::wire_path).transpose()?.unwrap_or_default();
+    let files = Some(client::wire_files(&file_rules(typed))?);
     let before_freeze = typed.hooks.wire(&typed.before_freeze);
     let operation = typed.through.ask(async |mut agent| {
         let answer = if typed.leave_running {
@@ -179,6 +181,9 @@ pub fn checkpoint(typed: &Checkpoint, pid: u32) -> Result<CheckpointReport, Agen
                 pid,
                 tcp_established,
                 before_freeze,
+                launcher,
+                files,
+                max_chain_depth: Some(typed.max_chain_depth),
                 ..Default::default()
             };
             agent.pre_checkpoint(typed.through.limited(request)).await?
@@ -189,6 +194,8 @@ pub fn checkpoint(typed: &Checkpoint, pid: u32) -> Result<CheckpointReport, Agen
                 pid,
                 tcp_established,
                 before_freeze,
+                launcher,
+                files,
                 ..Default::default()
             };
             agent.final_dump(typed.through.limited(request)).await?
@@ -211,6 +218,8 @@ pub fn restore(typed: &Restore) -> Result<RestoreResult, AgentError> {
         tcp_established: typed.tcp_established,
         patience_s: typed.patience,
         after_restore: typed.hooks.wire(&typed.after_restore),
+        launcher: typed.launcher.as_deref().map(client::wire_path).transpose()?.unwrap_or_default(),
+        existing_files: client::wire_existing_files(typed.existing_files).into(),
         ..Default::default()
     };
     let request = typed.through.limited(request);

@@ -82,8 +82,8 @@ pub struct Restore {
     #[command(flatten)]
     pub hooks: HookOptions,
     /// Restore into the container of the launcher with this control directory: its namespaces, control groups and standard
-    /// streams. This program stays until the workload ends, to tell the launcher how
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["agent", "detach", "wait_resident", "output"])]
+    /// streams. This program, or the agent, stays until the workload ends, to tell the launcher how
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["detach", "wait_resident", "output"])]
     pub launcher: Option<PathBuf>,
     #[command(flatten)]
     pub through: Through,
@@ -213,7 +213,7 @@ fn through_agent(typed: &Restore, output: Output) -> Result<ExitCode, AgentError
             unchanged: result.files_unchanged,
             set_aside: result.files_set_aside,
         },
-        output: Some(result.output.into()),
+        output: Some(result.output).filter(|path| !path.is_empty()).map(PathBuf::from),
         hook_failure: Some(result.hook_failure).filter(|reason| !reason.is_empty()),
     };
     output.result(&report, describe);

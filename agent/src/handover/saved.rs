@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     fence::Runner,
+    launcher::{self, Fate},
     tree::{Identity, Tree},
 };
 
@@ -39,6 +40,9 @@ pub struct Saved {
     pub root: u32,
     /// All of its tasks.
     pub tasks: Vec<StoppedTask>,
+    /// Control directory of the launcher in front of it.
+    #[serde(default)]
+    pub launcher: Option<PathBuf>,
     /// This machine, as whoever takes the tree back.
     pub runner: Runner,
     /// Whether a checkpoint was promised.
@@ -49,7 +53,13 @@ pub struct Saved {
 
 impl Saved {
     /// Of a tree that is about to be stopped.
-    pub fn new(app: &AppId, id: CheckpointId, tree: &Tree, runner: Runner, upload: bool) -> Self {
+    pub fn new(
+        app: &AppId,
+        id: CheckpointId,
+        tree: &Tree,
+        runner: Runner,
+        (upload, launcher): (bool, Option<PathBuf>),
+    ) -> Self {
         let task = |(&pid, &identity): (&u32, &Identity)| StoppedTask {
             pid,
             identity,
@@ -57,7 +67,7 @@ impl Saved {
         };
         let tasks = tree.tasks().iter().map(task).collect();
         let (app, id, root) = (app.to_string(), id.to_string(), tree.root());
-        Self { app, id, root, tasks, runner, upload, offered: false }
+        Self { app, id, root, tasks, launcher, runner, upload, offered: false }
     }
 
     /// Adds tasks that were forked before the tree was frozen, and forgets those that ended.
@@ -72,6 +82,13 @@ impl Saved {
             by_another: by_another(pid, identity),
         };
         self.tasks = tree.tasks().iter().map(task).collect();
+    }
+
+    /// Tells its launcher, if it has one, what became of the tree.
+    pub fn tell(&self, fate: Fate) {
+        if let Some(launcher) = &self.launcher {
+            launcher::tell(launcher, fate);
+        }
     }
 
     /// Whose handover it is, and which.

@@ -38,9 +38,11 @@ use crate::{
     arriving::Look,
     cancel::Cancel,
     checkpoint::DEFAULT_MAX_CHAIN_DEPTH,
+    container,
     error::AgentError,
     fence::{Claim, Fence, Runner},
     files::{self, FileRules},
+    launcher::{Fate, Leaving},
     progress::{Progress, Stage},
     tree::{self, Tree},
     workdir::parent_directory,
@@ -58,6 +60,8 @@ pub struct HandoverRequest {
     pub pid: u32,
     /// The handover's name; a new one if it is not given.
     pub id: Option<CheckpointId>,
+    /// Control directory of the launcher in front of the tree, if there is one.
+    pub launcher: Option<PathBuf>,
     /// A checkpoint will be made of the stopped tree.
     pub upload: bool,
     /// Gives it up, until the tree may be run elsewhere; it runs on then.
@@ -67,7 +71,7 @@ pub struct HandoverRequest {
 impl HandoverRequest {
     /// A new handover, of which no checkpoint is made.
     pub fn new(app: AppId, pid: u32) -> Self {
-        Self { app, pid, id: None, upload: false, cancel: Cancel::default() }
+        Self { app, pid, id: None, launcher: None, upload: false, cancel: Cancel::default() }
     }
 }
 
@@ -100,7 +104,7 @@ impl Agent {
     /// restored itself: it can only be checkpointed.
     pub fn hand_over(&self, request: &HandoverRequest, progress: &Progress) -> Result<Handover, AgentError> {
         progress.enter(Stage::Preparing);
-        let HandoverRequest { app, pid, upload, cancel, .. } = request;
+        let HandoverRequest { app, pid, launcher, upload, cancel, .. } = request;
         let criu = self.criu()?;
         let tree = Tree::of(*pid)?;
         let look = Look::at(&tree, app)?;
@@ -113,7 +117,8 @@ impl Agent {
         let (probe, newest) = self.block_on(async { tokio::join!(self.store.probe(), fence.newest()) });
         probe?;
         let id = request.id.unwrap_or_else(CheckpointId::new);
-        let mut saved = Saved::new(app, id, &tree, Runner::here(newest? + 1), *upload);
+        let about = (*upload, launcher.clone());
+        let mut saved = Saved::new(app, id, &tree, Runner::here(newest? + 1), about);
         let directory = Saved::directory(&parent_directory(self.work_parent.as_deref())?, id);
         saved.create(&directory).map_err(AgentError::path("write", &directory))?;
 
@@ -124,8 +129,14 @@ impl Agent {
             .shell_job(tree.session_is_outside())
             .file_locks(true)
             .link_remap(true);
+        let options = match launcher {
+            Some(_) => options.place(container::place_of(*pid)?),
+            None => options,
+        };
         let terminals = streams.iter().filter(|stream| stream.key.starts_with("tty["));
         let options = terminals.fold(options, |options, terminal| options.external(terminal.key.clone()));
+        let leaving = launcher.as_deref().map(|launcher| Leaving::begin(launcher, *pid)).transpose();
+        let leaving = leaving.inspect_err(|_| forget(&directory))?;
         let mut described = None;
         let mut frozen = Instant::now();
         progress.enter(Stage::Dumping);
@@ -172,6 +183,9 @@ impl Agent {
         }
         let mut handover = self.handover(directory, saved, manifest, memory, (app.clone(), id));
         handover.stopped_in = Some(frozen.elapsed());
+        if let Some(leaving) = leaving {
+            leaving.not_decided_yet();
+        }
         Ok(handover)
     }
 
@@ -199,6 +213,7 @@ impl Agent {
             wait_for_criu(saved.root);
             if !still_stopped(&saved) {
                 // CRIU was not done with it when the agent died, and let it run; or it has ended.
+                saved.tell(Fate::Stays);
                 forget(&directory);
                 continue;
             }
@@ -444,6 +459,7 @@ impl Handover {
             Some(runner) if runner != self.saved.runner => {}
             _ => return Err(AgentError::NotHandedOver { id: self.id }),
         }
+        self.saved.tell(Fate::Left);
         let begun = Instant::now();
         while signal(&self.saved.tasks, Signal::SIGKILL) > 0 {
             if begun.elapsed() > END {
@@ -476,6 +492,7 @@ async fn take_back(fence: &Fence, saved: &Saved) -> Result<(), AgentError> {
     }
     let tasks: Vec<StoppedTask> = saved.tasks.iter().filter(|task| !task.by_another).copied().collect();
     signal(&tasks, Signal::SIGCONT);
+    saved.tell(Fate::Stays);
     Ok(())
 }
 

@@ -8,9 +8,10 @@ use std::{
 
 use lazy_pages::{ids::AppId, server::status};
 use migration_proto::agent::{
-    AgentStatus, ArrivingTree, CancelOperationRequest, Capability, DirtyVolume, ErrorDetail,
-    FinalDumpRequest, GetDirtyVolumeRequest, GetStatusRequest, ListOperationsRequest, ListOperationsResponse,
-    Operation, OperationState, PreCheckpointRequest, Reason, RestoreRequest, WatchRequest, agent_server,
+    AgentStatus, ArrivingTree, CancelOperationRequest, Capability, CollectRequest, CollectResponse,
+    DirtyVolume, ErrorDetail, FinalDumpRequest, GetDirtyVolumeRequest, GetStatusRequest,
+    ListCheckpointsRequest, ListCheckpointsResponse, ListOperationsRequest, ListOperationsResponse, Operation,
+    OperationState, PreCheckpointRequest, Reason, RestoreRequest, WatchRequest, agent_server,
     operation::Outcome,
 };
 use tokio::{sync::mpsc, task::spawn_blocking};
@@ -19,7 +20,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     caller::{Caller, Peer},
-    error,
+    checkpoints, error,
     operations::{Call, Entry, Operations},
     wire::{self, Asked},
 };
@@ -102,10 +103,7 @@ impl agent_server::Agent for Api {
     }
 
     async fn get_dirty_volume(&self, request: Request<GetDirtyVolumeRequest>) -> Answer<DirtyVolume> {
-        let caller = caller_of(&request)?;
-        let app = wire::app(&request.get_ref().app).map_err(refused)?;
-        allow(&caller, &app)?;
-        let app: AppId = app.parse().map_err(|_| Status::internal("a name that is none"))?;
+        let app = named(&request, &request.get_ref().app)?;
         let agent = Arc::clone(&self.agent);
         let known = spawn_blocking(move || FromStatistics(&agent).estimate(&app)).await.map_err(broken)?;
         let known = known.map_err(|error| refused(error::of_error(&error, None)))?;
@@ -138,6 +136,24 @@ impl agent_server::Agent for Api {
         Ok(Response::new(wire::operation(&entry)))
     }
 
+    async fn list_checkpoints(
+        &self,
+        request: Request<ListCheckpointsRequest>,
+    ) -> Answer<ListCheckpointsResponse> {
+        let app = named(&request, &request.get_ref().app)?;
+        let agent = Arc::clone(&self.agent);
+        let listed = spawn_blocking(move || checkpoints::list(&agent, &app)).await.map_err(broken)?;
+        listed.map(Response::new).map_err(|failed| refused(error::of_error(&failed, None)))
+    }
+
+    async fn collect(&self, request: Request<CollectRequest>) -> Answer<CollectResponse> {
+        let app = named(&request, &request.get_ref().app)?;
+        let (agent, request) = (Arc::clone(&self.agent), request.into_inner());
+        tracing::info!(%app, keep = request.keep, keep_for_s = request.keep_for_s, all = request.all, "collects");
+        let collect = move || checkpoints::collect(&agent, &app, &request);
+        spawn_blocking(collect).await.map_err(broken)?.map(Response::new).map_err(refused)
+    }
+
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Operation, Status>> + Send>>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Answer<Self::WatchStream> {
@@ -147,6 +163,14 @@ impl agent_server::Agent for Api {
         tokio::spawn(report(entry, sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
+}
+
+/// The application that is named, if the caller may touch it.
+fn named<T>(request: &Request<T>, app: &str) -> Result<AppId, Status> {
+    let caller = caller_of(request)?;
+    let app = wire::app(app).map_err(refused)?;
+    allow(&caller, &app)?;
+    app.parse().map_err(|_| Status::internal("a name that is none"))
 }
 
 /// Sends an operation as it is, then whenever it has changed, until it has ended or nobody listens.

@@ -17,7 +17,7 @@ use std::{
 };
 
 use migration_proto::agent::{
-    CheckpointResult, ErrorDetail, HandoverResult, Hook, OperationKind, RestoreResult, Source,
+    CheckpointResult, ErrorDetail, FileRules, HandoverResult, Hook, OperationKind, RestoreResult, Source,
 };
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -76,7 +76,7 @@ pub struct Spec {
     pub kind: Kind,
     /// cluster/namespace/app
     pub app: String,
-    /// The root of the tree; 0 for a restore.
+    /// The root of the tree; 0 for a restore, and where a launcher is named, which knows it.
     pub pid: u32,
     /// The checkpoint asked for; empty for the newest, and for dumps.
     pub checkpoint: String,
@@ -94,9 +94,41 @@ pub struct Spec {
     /// Of a restore: the machine a tree is stopped on.
     #[serde(default)]
     pub source: Option<Source>,
+    /// Control directory of the launcher in front of the tree, or of the one that waits for it; empty for none.
+    #[serde(default)]
+    pub launcher: String,
+    /// Of a dump: which files travel with it.
+    #[serde(default)]
+    pub files: Option<FileRules>,
+    /// Of a pre-checkpoint: on how many it may build.
+    #[serde(default)]
+    pub max_chain_depth: Option<u32>,
+    /// Of a restore: what becomes of files that are in the way, as the API numbers it; 0 for the default.
+    #[serde(default)]
+    pub existing_files: i32,
 }
 
 impl Spec {
+    /// An operation of this kind with this application, of which nothing else is said.
+    pub fn new(kind: Kind, app: String) -> Self {
+        Self {
+            kind,
+            app,
+            pid: 0,
+            checkpoint: String::new(),
+            strategy: String::new(),
+            tcp_established: false,
+            hook: None,
+            patience_s: 0,
+            generation: 0,
+            source: None,
+            launcher: String::new(),
+            files: None,
+            max_chain_depth: None,
+            existing_files: 0,
+        }
+    }
+
     /// Whether a tree is stopped, or a stopped one run.
     pub fn hands_over(&self) -> bool {
         matches!(self.strategy.as_str(), "lazy-direct" | "lazy-hybrid")
@@ -210,6 +242,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// The root of the tree that is dumped; 0 if nobody could tell it.
+    pub fn pid(&self) -> u32 {
+        self.tree.as_ref().map_or(self.spec.pid, |tree| tree.pid)
+    }
+
     /// An operation that begins now.
     pub fn new(id: OperationId, spec: Spec, by_operator: bool) -> Self {
         Self {
@@ -325,18 +362,7 @@ mod tests {
     use super::*;
 
     fn record(id: &str) -> Record {
-        let spec = Spec {
-            kind: Kind::FinalDump,
-            app: "local/default/app".into(),
-            pid: 7,
-            checkpoint: String::new(),
-            strategy: String::new(),
-            tcp_established: false,
-            hook: None,
-            patience_s: 0,
-            generation: 0,
-            source: None,
-        };
+        let spec = Spec { pid: 7, ..Spec::new(Kind::FinalDump, "local/default/app".into()) };
         Record::new(id.parse().unwrap(), spec, true)
     }
 

@@ -11,12 +11,14 @@
 
 mod api;
 pub mod caller;
+mod checkpoints;
 mod error;
 mod handovers;
 pub mod journal;
 mod listen;
 mod metrics;
 mod operations;
+mod orphans;
 mod recovery;
 mod server;
 pub mod tls;

@@ -28,13 +28,14 @@ use super::{
     handovers::Handovers,
     journal::{self, End, Journal, Kind, OperationId, Outcome, ProcessName, Record, Spec},
     metrics::Metrics,
-    recovery,
+    orphans, recovery,
     tls::Files,
     wire,
 };
 use crate::{
     Agent, AgentError, Cancel, CheckpointReport, CheckpointRequest, Hook, Progress, RestoreRequest, Restored,
     handover::{HandedOver, Handover, HandoverRequest},
+    launcher::{self, Waiting},
     migrate::wire_strategy,
     settings, tree,
 };
@@ -157,6 +158,7 @@ impl Operations {
     /// Nothing was begun then.
     pub fn begin(self: &Arc<Self>, call: Call) -> Result<Waiter, ErrorDetail> {
         self.forget_old();
+        let root = self.root_of(&call)?;
         let waiter = {
             let mut entries = self.entries();
             if let Some(entry) = entries.get(&call.id) {
@@ -171,8 +173,8 @@ impl Operations {
                 }
                 return Ok(Waiter::join(entry, call.detach));
             }
-            self.refuse(&call, &entries)?;
-            let entry = Entry::new(self.record_of(&call), call.deadline);
+            self.refuse(&call, root, &entries)?;
+            let entry = Entry::new(record_of(&call, root), call.deadline);
             let waiter = Waiter::join(&entry, call.detach);
             entries.insert(call.id.clone(), Arc::clone(&entry));
             waiter
@@ -256,7 +258,24 @@ impl Operations {
         }
     }
 
-    fn refuse(&self, call: &Call, entries: &HashMap<OperationId, Arc<Entry>>) -> Result<(), ErrorDetail> {
+    /// The root of the tree that is to be dumped; 0 for a restore. A launcher is asked before anything is locked, and not for
+    /// what was begun already: it may be gone with its tree.
+    fn root_of(&self, call: &Call) -> Result<u32, ErrorDetail> {
+        let Spec { kind, pid, launcher, .. } = &call.spec;
+        let known = *kind == Kind::Restore || launcher.is_empty() || self.entries().contains_key(&call.id);
+        if known {
+            return Ok(*pid);
+        }
+        let root = launcher::root_of(Path::new(launcher));
+        root.map_err(|failed| error::of_error(&failed, Some("nothing was begun".to_owned())))
+    }
+
+    fn refuse(
+        &self,
+        call: &Call,
+        root: u32,
+        entries: &HashMap<OperationId, Arc<Entry>>,
+    ) -> Result<(), ErrorDetail> {
         const NOTHING: &str = "nothing was begun";
         if self.unreadable.contains(&call.id.to_string()) {
             let message = format!("what was done as operation {} cannot be read any more", call.id);
@@ -278,11 +297,16 @@ impl Operations {
             let hint = "leave it out; the agent may have hooks of its own";
             return Err(error::detail(Reason::Forbidden, message, NOTHING, hint));
         }
+        if !call.spec.launcher.is_empty() && call.spec.kind == Kind::Restore && call.caller != Caller::Operator {
+            let message = "only an operator may name a launcher to restore into: it may be another application's";
+            let hint = "let an operator restore it";
+            return Err(error::detail(Reason::Forbidden, message, NOTHING, hint));
+        }
         if let Caller::App(app) = &call.caller
             && call.spec.kind != Kind::Restore
-            && !self.is_known_as(call.spec.pid, app, entries)
+            && !self.is_known_as(root, app, entries)
         {
-            let message = format!("pid {} is not known to be a process of {app}", call.spec.pid);
+            let message = format!("pid {root} is not known to be a process of {app}");
             let hint = "let an operator take its first checkpoint, or start it with `migration-agent run`";
             return Err(error::detail(Reason::Forbidden, message, NOTHING, hint));
         }
@@ -298,15 +322,6 @@ impl Operations {
             trusted && record.spec.app == app.as_str() && record.tree.as_ref() == Some(&name)
         };
         entries.values().any(vouches) || caller::was_launched_as(pid, app)
-    }
-
-    fn record_of(&self, call: &Call) -> Record {
-        let mut record = Record::new(call.id.clone(), call.spec.clone(), call.caller == Caller::Operator);
-        if call.spec.kind != Kind::Restore {
-            record.tree = ProcessName::of(call.spec.pid);
-            record.checkpoint = Some(CheckpointId::new().to_string());
-        }
-        record
     }
 
     fn forget_old(&self) {
@@ -340,22 +355,23 @@ impl Operations {
     }
 
     fn perform(&self, entry: &Arc<Entry>) {
-        let spec = entry.record().spec;
-        tracing::info!(pid = spec.pid, "begins");
+        let record = entry.record();
+        let (pid, spec) = (record.pid(), record.spec);
+        tracing::info!(pid, launcher = spec.launcher, "begins");
         if spec.kind == Kind::Restore {
             match self.restore(entry, &spec) {
-                Ok((restored, outcome)) => {
+                Ok((restored, launcher, outcome)) => {
                     self.metrics.resumed(restored.resume);
                     self.end(entry, outcome);
-                    self.accompany(restored);
+                    self.accompany(restored, launcher);
                 }
                 Err(failed) => self.end(entry, self.failed(entry, &failed, None)),
             }
             return;
         }
         let done = match spec.hands_over() {
-            true => self.hand_over(entry, &spec).map(Outcome::Handover),
-            false => self.checkpoint(entry, &spec).map(|report| {
+            true => self.hand_over(entry, pid, &spec).map(Outcome::Handover),
+            false => self.checkpoint(entry, pid, &spec).map(|report| {
                 let result = result_of(report);
                 self.metrics.checkpoint(spec.kind, &result, &entry.progress);
                 Outcome::Checkpoint(result)
@@ -364,7 +380,7 @@ impl Operations {
         let outcome = match done {
             Ok(outcome) => outcome,
             Err(failed) => {
-                let left = tree::is_alive(spec.pid).then(|| format!("process {} runs on", spec.pid));
+                let left = tree::is_alive(pid).then(|| format!("process {pid} runs on"));
                 self.failed(entry, &failed, left)
             }
         };
@@ -378,8 +394,15 @@ impl Operations {
         Outcome::Failed(entry.failure(failed, left))
     }
 
-    fn checkpoint(&self, entry: &Entry, spec: &Spec) -> Result<CheckpointReport, AgentError> {
-        let mut request = CheckpointRequest::new(app_of(spec)?, spec.pid);
+    fn checkpoint(&self, entry: &Entry, pid: u32, spec: &Spec) -> Result<CheckpointReport, AgentError> {
+        let mut request = CheckpointRequest::new(app_of(spec)?, pid);
+        request.launcher = launcher_of(spec);
+        if let Some(rules) = &spec.files {
+            request.files = wire::file_rules(rules).map_err(AgentError::Usage)?;
+        }
+        if let Some(depth) = spec.max_chain_depth {
+            request.max_chain_depth = depth;
+        }
         request.leave_running = spec.kind == Kind::PreCheckpoint;
         request.tcp_established = spec.tcp_established;
         // A tree that goes on is not frozen for long, and nothing was said about it.
@@ -390,10 +413,11 @@ impl Operations {
         self.agent.checkpoint(&request, &entry.progress)
     }
 
-    fn hand_over(&self, entry: &Entry, spec: &Spec) -> Result<HandoverResult, AgentError> {
+    fn hand_over(&self, entry: &Entry, pid: u32, spec: &Spec) -> Result<HandoverResult, AgentError> {
         let request = HandoverRequest {
             app: app_of(spec)?,
-            pid: spec.pid,
+            pid,
+            launcher: launcher_of(spec),
             id: entry.record().checkpoint.as_deref().map(id_of).transpose()?,
             upload: spec.strategy == "lazy-hybrid",
             cancel: entry.cancel.clone(),
@@ -407,7 +431,11 @@ impl Operations {
         Ok(handover_result(&handover, handover.stopped_ms()))
     }
 
-    fn restore(&self, entry: &Entry, spec: &Spec) -> Result<(Restored, Outcome), AgentError> {
+    fn restore(
+        &self,
+        entry: &Entry,
+        spec: &Spec,
+    ) -> Result<(Restored, Option<Arc<Waiting>>, Outcome), AgentError> {
         let app = app_of(spec)?;
         let asked = Some(spec.checkpoint.as_str()).filter(|id| !id.is_empty()).map(id_of).transpose()?;
         let checkpoint = match asked {
@@ -420,8 +448,19 @@ impl Operations {
         self.journal.write(&record).map_err(AgentError::io("cannot write the journal"))?;
         entry.record.send_replace(record);
 
-        let output = settings::log_file(&self.logs, &app, "log");
-        let mut request = RestoreRequest::new(app, streams(&output)?, self.program.clone());
+        let launcher = launcher_of(spec).map(|directory| Waiting::connect(&directory)).transpose()?.map(Arc::new);
+        let log = settings::log_file(&self.logs, &app, "log");
+        let (streams, output) = match &launcher {
+            Some(launcher) => {
+                // Its root has to end as a child of this process, for its exit status to be known.
+                orphans::adopt()?;
+                (launcher.streams()?, String::new())
+            }
+            None => (streams(&log)?, log.display().to_string()),
+        };
+        let mut request = RestoreRequest::new(app, streams, self.program.clone());
+        request.launcher = launcher.clone();
+        request.existing_files = wire::existing_files(spec.existing_files).map_err(AgentError::Usage)?;
         request.checkpoint = Some(checkpoint);
         request.strategy = spec.strategy.parse()?;
         request.tcp_established = spec.tcp_established;
@@ -451,17 +490,28 @@ impl Operations {
             pid: restored.pid,
             strategy: wire_strategy(restored.strategy).into(),
             resume_ms: Some(restored.resume.as_secs_f64() * 1e3),
-            output: output.display().to_string(),
+            output,
             hook_failure: restored.hook_failure.clone().unwrap_or_default(),
             files_written: restored.files.written,
             files_unchanged: restored.files.unchanged,
             files_set_aside: restored.files.set_aside.clone(),
         });
-        Ok((restored, outcome))
+        Ok((restored, launcher, outcome))
     }
 
-    /// Stays with a restored tree until its pages are there.
-    fn accompany(&self, mut restored: Restored) {
+    /// Stays with a restored tree until its pages are there, and tells its launcher how it ends.
+    fn accompany(&self, mut restored: Restored, launcher: Option<Arc<Waiting>>) {
+        if let Some(launcher) = launcher {
+            let root = restored.pid;
+            let tell = move || match orphans::wait_for(root) {
+                // One that saw for itself how the tree ended is gone already.
+                Ok(status) => drop(launcher.ended(status)),
+                Err(error) => tracing::warn!(%error, pid = root, "how the restored tree ends is not known here"),
+            };
+            if let Err(error) = thread::Builder::new().name("tree".to_owned()).spawn(tell) {
+                tracing::error!(%error, pid = root, "nobody tells the launcher how the restored tree ends");
+            }
+        }
         match restored.follow() {
             Ok((residency, server)) => {
                 let (resident_ms, faults) = (residency.resident_ms, residency.faults);
@@ -623,6 +673,19 @@ impl Drop for Waiter {
             self.entry.give_up(if late { Reason::Deadline } else { Reason::Cancelled });
         }
     }
+}
+
+fn record_of(call: &Call, root: u32) -> Record {
+    let mut record = Record::new(call.id.clone(), call.spec.clone(), call.caller == Caller::Operator);
+    if call.spec.kind != Kind::Restore {
+        record.tree = ProcessName::of(root);
+        record.checkpoint = Some(CheckpointId::new().to_string());
+    }
+    record
+}
+
+fn launcher_of(spec: &Spec) -> Option<PathBuf> {
+    Some(&spec.launcher).filter(|directory| !directory.is_empty()).map(PathBuf::from)
 }
 
 fn app_of(spec: &Spec) -> Result<AppId, AgentError> {

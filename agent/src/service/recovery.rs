@@ -29,12 +29,13 @@ use migration_proto::agent::{CheckpointResult, Reason, RestoreResult, Source, St
 use super::{
     error,
     handovers::Handovers,
-    journal::{self, Kind, OperationId, Outcome, Record},
+    journal::{self, Kind, OperationId, Outcome, ProcessName, Record},
     operations::handover_result,
 };
 use crate::{
     Agent, AgentError,
     fence::{Fence, Runner},
+    launcher::{self, Fate},
     settings, tree,
 };
 
@@ -61,7 +62,10 @@ pub fn settle(
         let kept = checkpoint.and_then(|id| handovers.find(id));
         return Ok(match kept {
             Some(handover) => Outcome::Handover(handover_result(&handover, None)),
-            None => dump(record, None),
+            None => {
+                tell_launcher(record, Fate::Stays);
+                dump(record, None)
+            }
         });
     }
     if let Some(source) = &record.spec.source {
@@ -78,9 +82,22 @@ pub fn settle(
         None => None,
     };
     Ok(match record.spec.kind {
-        Kind::PreCheckpoint | Kind::FinalDump => dump(record, manifest),
+        Kind::PreCheckpoint => dump(record, manifest),
+        Kind::FinalDump => {
+            let runs = record.tree.as_ref().is_some_and(ProcessName::is_alive);
+            let left = manifest.is_some() && !runs;
+            tell_launcher(record, if left { Fate::Left } else { Fate::Stays });
+            dump(record, manifest)
+        }
         Kind::Restore => restore(logs, record, &app, manifest),
     })
+}
+
+/// A launcher that was told that its tree leaves does not end before it knows.
+fn tell_launcher(record: &Record, fate: Fate) {
+    if !record.spec.launcher.is_empty() {
+        launcher::tell(Path::new(&record.spec.launcher), fate);
+    }
 }
 
 fn find(agent: &Agent, app: &AppId, id: CheckpointId) -> Result<Option<Manifest>, AgentError> {
@@ -105,7 +122,7 @@ fn find_handover(agent: &Agent, app: &AppId, id: CheckpointId) -> Result<Option<
 }
 
 fn dump(record: &Record, manifest: Option<Manifest>) -> Outcome {
-    let pid = record.spec.pid;
+    let pid = record.pid();
     let runs = record.tree.as_ref().is_some_and(|tree| tree.is_alive());
     match manifest {
         Some(manifest) if runs && record.spec.kind == Kind::FinalDump => {
@@ -166,7 +183,10 @@ fn restore(logs: &Path, record: &Record, app: &AppId, manifest: Option<Manifest>
         pid: root.pid,
         strategy: strategy.into(),
         resume_ms: None,
-        output: settings::log_file(logs, app, "log").display().to_string(),
+        output: match record.spec.launcher.is_empty() {
+            true => settings::log_file(logs, app, "log").display().to_string(),
+            false => String::new(),
+        },
         hook_failure: String::new(),
         ..RestoreResult::default()
     })
@@ -203,7 +223,7 @@ fn result_of(manifest: &Manifest, left: &str) -> CheckpointResult {
 /// Waits until CRIU has let go of the tree.
 fn wait_for_criu(record: &Record) {
     let busy = || match record.spec.kind {
-        Kind::PreCheckpoint | Kind::FinalDump => tree::is_traced(record.spec.pid),
+        Kind::PreCheckpoint | Kind::FinalDump => tree::is_traced(record.pid()),
         Kind::Restore => tree::all_pids().any(is_orphaned_criu),
     };
     let mut quiet = 0;

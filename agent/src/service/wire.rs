@@ -1,6 +1,9 @@
 //! Between the API's messages and what the agent does.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use lazy_pages::{
     ids::{AppId, CheckpointId},
@@ -16,7 +19,9 @@ use super::{
     journal::{Kind, OperationId, Outcome, Spec},
     operations::Entry,
 };
-use crate::{AgentError, HOOK_TIMEOUT, Hook, HookCall, Stage};
+use crate::{
+    AgentError, DEFAULT_FILE_LIMIT, ExistingFiles, FileRules, HOOK_TIMEOUT, Hook, HookCall, OpenFiles, Stage,
+};
 
 /// A request for an operation, whatever its kind.
 #[derive(Debug)]
@@ -35,17 +40,17 @@ impl TryFrom<PreCheckpointRequest> for Asked {
     type Error = ErrorDetail;
 
     fn try_from(request: PreCheckpointRequest) -> Result<Self, ErrorDetail> {
-        let PreCheckpointRequest {
-            operation_id,
-            app,
-            pid,
-            tcp_established,
-            before_freeze,
-            detach,
-            deadline_ms,
-        } = request;
-        let spec = dump(Kind::PreCheckpoint, &app, pid, tcp_established, before_freeze)?;
-        Ok(Self { id: id(&operation_id)?, spec, detach, deadline_ms })
+        let spec = Spec {
+            pid: root(request.pid, &request.launcher)?,
+            tcp_established: request.tcp_established,
+            hook: checked(request.before_freeze)?,
+            launcher: launcher(request.launcher)?,
+            files: checked_files(request.files)?,
+            max_chain_depth: request.max_chain_depth,
+            ..Spec::new(Kind::PreCheckpoint, app(&request.app)?)
+        };
+        let id = id(&request.operation_id)?;
+        Ok(Self { id, spec, detach: request.detach, deadline_ms: request.deadline_ms })
     }
 }
 
@@ -53,34 +58,18 @@ impl TryFrom<FinalDumpRequest> for Asked {
     type Error = ErrorDetail;
 
     fn try_from(request: FinalDumpRequest) -> Result<Self, ErrorDetail> {
-        let spec =
-            dump(Kind::FinalDump, &request.app, request.pid, request.tcp_established, request.before_freeze)?;
-        let spec = Spec { strategy: handover_strategy(request.strategy)?, ..spec };
+        let spec = Spec {
+            pid: root(request.pid, &request.launcher)?,
+            strategy: handover_strategy(request.strategy)?,
+            tcp_established: request.tcp_established,
+            hook: checked(request.before_freeze)?,
+            launcher: launcher(request.launcher)?,
+            files: checked_files(request.files)?,
+            ..Spec::new(Kind::FinalDump, app(&request.app)?)
+        };
         let id = id(&request.operation_id)?;
         Ok(Self { id, spec, detach: request.detach, deadline_ms: request.deadline_ms })
     }
-}
-
-/// What both kinds of dump say.
-fn dump(
-    kind: Kind,
-    app: &str,
-    pid: u32,
-    tcp_established: bool,
-    hook: Option<wire::Hook>,
-) -> Result<Spec, ErrorDetail> {
-    Ok(Spec {
-        kind,
-        app: self::app(app)?,
-        pid: self::pid(pid)?,
-        checkpoint: String::new(),
-        strategy: String::new(),
-        tcp_established,
-        hook: checked(hook)?,
-        patience_s: 0,
-        generation: 0,
-        source: None,
-    })
 }
 
 impl TryFrom<RestoreRequest> for Asked {
@@ -95,10 +84,8 @@ impl TryFrom<RestoreRequest> for Asked {
             "" => String::new(),
             text => text.parse::<CheckpointId>().map_err(|error| usage(error.to_string()))?.to_string(),
         };
+        existing_files(request.existing_files).map_err(usage)?;
         let spec = Spec {
-            kind: Kind::Restore,
-            app: app(&request.app)?,
-            pid: 0,
             checkpoint,
             strategy: strategy.to_owned(),
             tcp_established: request.tcp_established,
@@ -106,6 +93,9 @@ impl TryFrom<RestoreRequest> for Asked {
             patience_s: request.patience_s,
             generation: request.generation,
             source: request.source,
+            launcher: launcher(request.launcher)?,
+            existing_files: request.existing_files,
+            ..Spec::new(Kind::Restore, app(&request.app)?)
         };
         if spec.hands_over() != spec.source.is_some() || (spec.hands_over() && spec.checkpoint.is_empty()) {
             return Err(usage(
@@ -168,8 +158,60 @@ fn id(text: &str) -> Result<OperationId, ErrorDetail> {
     text.parse().map_err(|error| error::of_error(&error, Some("nothing was begun".to_owned())))
 }
 
-fn pid(pid: u32) -> Result<u32, ErrorDetail> {
-    if pid > 1 { Ok(pid) } else { Err(usage(format!("{pid} is not the root of a tree that can be moved"))) }
+/// The root of a tree, of which the launcher in front of it tells if there is one.
+fn root(pid: u32, launcher: &str) -> Result<u32, ErrorDetail> {
+    match (pid, launcher) {
+        (0, launcher) if !launcher.is_empty() => Ok(0),
+        (_, launcher) if !launcher.is_empty() => Err(usage("there is a pid beside a launcher".into())),
+        (0 | 1, _) => Err(usage(format!("{pid} is not the root of a tree that can be moved"))),
+        _ => Ok(pid),
+    }
+}
+
+fn launcher(directory: String) -> Result<String, ErrorDetail> {
+    match directory.is_empty() || directory.starts_with('/') {
+        true => Ok(directory),
+        false => Err(usage(format!("`{directory}` is no absolute path of a launcher's control directory"))),
+    }
+}
+
+fn checked_files(rules: Option<wire::FileRules>) -> Result<Option<wire::FileRules>, ErrorDetail> {
+    rules.as_ref().map(file_rules).transpose().map_err(usage)?;
+    Ok(rules)
+}
+
+/// Which files travel.
+///
+/// # Errors
+/// What is wrong with the rules, in words.
+pub fn file_rules(rules: &wire::FileRules) -> Result<FileRules, String> {
+    let paths = |paths: &[String]| -> Result<Vec<PathBuf>, String> {
+        match paths.iter().find(|path| !path.starts_with('/')) {
+            Some(path) => Err(format!("`{path}` is no absolute path")),
+            None => Ok(paths.iter().map(PathBuf::from).collect()),
+        }
+    };
+    let open = match wire::OpenFiles::try_from(rules.open) {
+        Ok(wire::OpenFiles::Unspecified | wire::OpenFiles::Carry) => OpenFiles::Carry,
+        Ok(wire::OpenFiles::Same) => OpenFiles::Same,
+        Ok(wire::OpenFiles::Ignore) => OpenFiles::Ignore,
+        Err(_) => return Err(format!("this agent knows no rule {} for open files", rules.open)),
+    };
+    let limit = if rules.limit == 0 { DEFAULT_FILE_LIMIT } else { rules.limit };
+    Ok(FileRules { listed: paths(&rules.paths)?, open, same: paths(&rules.same)?, limit })
+}
+
+/// What becomes of files that are in the way.
+///
+/// # Errors
+/// In words, when this agent knows no such rule.
+pub fn existing_files(number: i32) -> Result<ExistingFiles, String> {
+    match wire::ExistingFiles::try_from(number) {
+        Ok(wire::ExistingFiles::Unspecified | wire::ExistingFiles::SetAside) => Ok(ExistingFiles::SetAside),
+        Ok(wire::ExistingFiles::Replace) => Ok(ExistingFiles::Replace),
+        Ok(wire::ExistingFiles::Refuse) => Ok(ExistingFiles::Refuse),
+        Err(_) => Err(format!("this agent knows no rule {number} for existing files")),
+    }
 }
 
 /// The name of an application in full.
