@@ -181,7 +181,8 @@ impl Agent {
         let criu = self.criu()?;
         let tree = Tree::of(request.pid)?;
         let look = Look::at(&tree, &request.app)?;
-        let found = files::find(&tree, &request.files)?;
+        let view = files::view_of(request.launcher.is_some(), request.pid)?;
+        let found = files::find(&tree, &request.files, &view)?;
         found.within(request.files.limit)?;
         let version = criu.version()?;
         self.block_on(request.cancel.or_run(self.store.probe()))?;
@@ -445,9 +446,11 @@ impl Dump<'_> {
     ) -> Result<Committed, AgentError> {
         let rules = &self.request.files;
         // As it is now, with every task that was started since.
-        let found = files::find(&Tree::of(self.request.pid)?, rules)?;
+        let view = files::view_of(self.request.launcher.is_some(), self.request.pid)?;
+        let found = files::find(&Tree::of(self.request.pid)?, rules, &view)?;
         let parent = parent.map(Parent::manifest);
-        let files = Captured::read(&mut received.writer, found, &self.work.images(), parent, rules.limit)?;
+        let images = self.work.images();
+        let files = Captured::read(&mut received.writer, found, &images, parent, (&view, rules.limit))?;
         let mut received = received.seal()?;
         files.take_over(&mut received.pages)?;
         let pending = received.taken_pages();

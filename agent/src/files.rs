@@ -16,8 +16,9 @@
 //! - A restore destroys nothing: a file that differs keeps its content under another name until the tree runs, and
 //!   afterwards unless asked otherwise. A restore that fails puts everything back as it was (`put_back`).
 //!
-//! Files of a mount namespace other than this program's are left to CRIU, as are those in `/proc` and the like, and
-//! sockets, devices and named pipes, which have no content.
+//! A tree behind a launcher is in a container, and its paths are those it sees there ([`View`]). Files of any other mount
+//! namespace are left to CRIU, as are those in `/proc` and the like, and sockets, devices and named pipes, which have no
+//! content.
 
 mod attributes;
 mod capture;
@@ -26,6 +27,7 @@ mod error;
 mod find;
 mod put_back;
 mod status;
+mod view;
 
 use std::{path::PathBuf, str::FromStr};
 
@@ -36,8 +38,17 @@ pub use self::{
     error::FilesError,
     find::{Found, find},
     put_back::PutBackReport,
+    view::View,
 };
 use crate::error::AgentError;
+
+/// What a tree sees: its container's files if there is a launcher in front of it. Without one its namespaces are CRIU's to carry.
+///
+/// # Errors
+/// When there is no such process.
+pub fn view_of(launched: bool, root: u32) -> Result<View, FilesError> {
+    if launched { View::of(root) } else { Ok(View::own()) }
+}
 
 /// Bytes that may be carried unless more is asked for: a process whose log is longer should say so.
 pub const DEFAULT_FILE_LIMIT: u64 = 1 << 30;

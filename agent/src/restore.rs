@@ -55,7 +55,7 @@ use crate::{
     container,
     error::AgentError,
     fence::{Claim, Fence, Runner},
-    files::{ExistingFiles, PutBackReport},
+    files::{ExistingFiles, PutBackReport, View},
     handover::{HandedOver, Remote},
     hook::{Hook, HookEvent, HookFacts},
     host,
@@ -292,7 +292,11 @@ impl Agent {
         if request.strategy == Strategy::Full {
             progress.expect_bytes(manifest.stored_pages() * PAGE_SIZE as u64);
         }
-        let files = self.put_files_back(checkpoint, request.existing_files)?;
+        let view = match &request.launcher {
+            Some(launcher) => View::of(launcher.pid())?,
+            None => View::own(),
+        };
+        let files = self.put_files_back(checkpoint, request.existing_files, view)?;
         let mut fetched_bytes = 0;
         let page_server = match request.strategy {
             Strategy::Full => {

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Fixture, LIMIT, programs::executable};
+use common::{Fixture, LIMIT, container, programs::executable};
 use migration_harness::{process, sys::in_own_session};
 use migration_launch::{
     control::Launcher,
@@ -396,34 +396,6 @@ fn pids_start_above_the_base_also_without_privileges() {
     assert!((10001..10100).contains(&used_up), "{used_up}");
 }
 
-/// A container made by hand: mount, network, IPC and UTS namespaces of its own, a root file system made of parts of this
-/// one, and this one's pid namespace. `$1` is its root directory, `$2` and `$3` are seen in it under their own names; the
-/// rest is executed.
-const CONTAINER: &str = r#"
-root=$1 one=$2 other=$3
-shift 3
-mount --make-rprivate /
-mount -t tmpfs container "$root"
-cd "$root"
-for name in usr etc opt proc dev ./"$one" ./"$other"; do
-    mkdir -p "./$name"
-    mount --rbind "/$name" "./$name"
-done
-for name in bin lib lib32 lib64 sbin; do
-    if [ -L "/$name" ]; then cp -a "/$name" .; elif [ -d "/$name" ]; then mkdir "$name"; mount --rbind "/$name" "./$name"; fi
-done
-mkdir -p tmp run was
-echo container > only-in-a-container
-hostname in-a-container
-ip link set lo up
-pivot_root . was
-cd /
-umount -l was
-# As a container runtime does: what was opened outside cannot be found in here.
-exec < /dev/null
-exec "$@"
-"#;
-
 /// `words` in a container of this name and in `groups`, below a shell that runs `prepare`.
 fn contained(
     fixture: &Fixture,
@@ -433,16 +405,8 @@ fn contained(
     home: &Path,
     words: &[&str],
 ) -> Command {
-    let root = fixture.path().join(name);
-    fs::create_dir_all(&root).unwrap();
-    let binaries = process::program("migration-launch").unwrap();
-    let binaries = binaries.parent().unwrap().parent().unwrap();
-    let mut command = Command::new("unshare");
-    command
-        .args(["--mount", "--net", "--ipc", "--uts", "bash", "-c"])
-        .arg(format!("set -e\n{}{CONTAINER}", groups.join()))
-        .args(["sh"]);
-    command.args([&root, fixture.path(), binaries]).args(["sh", "-c", prepare, "sh"]).args(words);
+    let words: Vec<&str> = ["sh", "-c", prepare, "sh"].iter().chain(words).copied().collect();
+    let mut command = container::command(&fixture.path().join(name), fixture.path(), &groups.join(), &words);
     command.env("HOME", home).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     in_own_session(&mut command);
     command

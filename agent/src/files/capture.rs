@@ -31,7 +31,7 @@ use rustix::{
 };
 use serde::Serialize;
 
-use super::{FilesError, Found, attributes, find::FoundFile, status::Status};
+use super::{FilesError, Found, View, attributes, find::FoundFile, status::Status};
 use crate::error::AgentError;
 
 /// Images above this are stored as pages: the bundle is made in memory, and is all new every time.
@@ -74,15 +74,15 @@ impl Captured {
         mut found: Found,
         images: &Path,
         parent: Option<&Manifest>,
-        limit: u64,
+        (view, limit): (&View, u64),
     ) -> Result<Self, AgentError> {
         let mut sizes = HashMap::new();
         for file in ImageDir::open(images)?.regular_files()? {
             if file.path.file_name().is_some_and(|name| name.as_bytes().starts_with(LINK_REMAP))
                 && let Some(status) =
-                    Status::if_there(&file.path).map_err(FilesError::io("look at", &file.path))?
+                    Status::if_there(&view.at(&file.path)).map_err(FilesError::io("look at", &file.path))?
             {
-                found.carry(file.path.clone(), file.path.clone(), status, true);
+                found.carry(file.path.clone(), view.at(&file.path), status, true);
             }
             sizes.insert(file.path, file.size);
         }

@@ -4,21 +4,21 @@ use std::path::Path;
 
 use lazy_pages::format::{FileEntry, FileKind, FilePolicy, Manifest};
 
-use super::{FilesError, status::Status};
+use super::{FilesError, View, status::Status};
 
 /// Problems told at a time; who has more has another machine.
 const TOLD: usize = 8;
 
-/// Refuses a machine on which files of `manifest` that are not carried are missing or others.
+/// Refuses a machine, or a container, in which files of `manifest` that are not carried are missing or others.
 ///
 /// # Errors
 /// [`FilesError::NotTheSame`].
-pub fn refuse_other_files(manifest: &Manifest) -> Result<(), FilesError> {
+pub fn refuse_other_files(manifest: &Manifest, view: &View) -> Result<(), FilesError> {
     let mut problems = Vec::new();
     let mut modified = Vec::new();
     for file in manifest.files.iter().filter(|file| file.policy != FilePolicy::Carry) {
         let path = file.path.display();
-        match difference(file)? {
+        match difference(file, view)? {
             None => {}
             Some(Difference::Certain(what)) => problems.push(format!("{path} {what}")),
             Some(Difference::Time) if file.policy == FilePolicy::Same => {
@@ -49,9 +49,9 @@ enum Difference {
     Time,
 }
 
-fn difference(file: &FileEntry) -> Result<Option<Difference>, FilesError> {
+fn difference(file: &FileEntry, view: &View) -> Result<Option<Difference>, FilesError> {
     let path: &Path = &file.path;
-    let Some(status) = Status::if_there(path).map_err(FilesError::io("look at", path))? else {
+    let Some(status) = Status::if_there(&view.at(path)).map_err(FilesError::io("look at", path))? else {
         return Ok(Some(Difference::Certain("is missing".into())));
     };
     let is_directory = file.kind == FileKind::Directory;

@@ -16,6 +16,7 @@ use lazy_pages::format::{FilePolicy, invariants::MAX_FILES};
 use super::{
     FileRules, FilesError, OpenFiles,
     status::{Mounts, Status},
+    view::{View, namespace},
 };
 use crate::tree::Tree;
 
@@ -87,20 +88,19 @@ impl Found {
     }
 }
 
-/// Finds the files of `tree`, and those that are listed.
+/// Finds the files of `tree`, whose paths mean what `view` says, and those that are listed.
 ///
 /// # Errors
 /// When a listed path cannot be carried, or `/proc` cannot be read.
-pub fn find(tree: &Tree, rules: &FileRules) -> Result<Found, FilesError> {
-    let same =
-        rules.same.iter().map(|path| fs::canonicalize(path).unwrap_or_else(|_| path.clone())).collect();
-    let namespace = namespace(Path::new("/proc/self"));
-    let mut search = Search { rules, same, mounts: Mounts::read()?, namespace, found: Found::default() };
+pub fn find(tree: &Tree, rules: &FileRules, view: &View) -> Result<Found, FilesError> {
+    let same = rules.same.iter().map(|path| view.canonical(path).unwrap_or_else(|_| path.clone())).collect();
+    let (mounts, namespace) = (Mounts::read(&view.mountinfo())?, view.namespace());
+    let mut search = Search { rules, view, same, mounts, namespace, found: Found::default() };
     for &pid in tree.tasks().keys() {
         search.task(pid)?;
     }
     if !rules.listed.is_empty() {
-        refuse_other_root(tree.root(), &rules.listed[0])?;
+        refuse_other_root(tree.root(), view, &rules.listed[0])?;
     }
     for path in &rules.listed {
         search.listed(path)?;
@@ -109,19 +109,15 @@ pub fn find(tree: &Tree, rules: &FileRules) -> Result<Found, FilesError> {
     Ok(search.found)
 }
 
-/// Which mount namespace a process is in; a dead one is in none.
-fn namespace(process: &Path) -> Option<PathBuf> {
-    fs::read_link(process.join("ns/mnt")).ok()
-}
-
-/// A listed path is looked up in this program's file system, so that has to be the tree's.
-fn refuse_other_root(pid: u32, path: &Path) -> Result<(), FilesError> {
-    let of = |who: &str, what: &str| {
-        let link = PathBuf::from(format!("/proc/{who}/{what}"));
+/// A listed path is looked up in the view's file system, so that has to be the tree's.
+fn refuse_other_root(pid: u32, view: &View, path: &Path) -> Result<(), FilesError> {
+    let of = |process: &Path, what: &str| {
+        let link = process.join(what);
         fs::metadata(&link).map(|meta| (meta.dev(), meta.ino())).map_err(FilesError::io("read", link))
     };
+    let process = PathBuf::from(format!("/proc/{pid}"));
     for (what, name) in [("ns/mnt", "mount namespace"), ("root", "root directory")] {
-        if of("self", what)? != of(&pid.to_string(), what)? {
+        if of(view.process(), what)? != of(&process, what)? {
             let reason =
                 format!("process {pid} has a {name} of its own, and paths mean something else there");
             return Err(FilesError::NotListable { path: path.to_owned(), reason });
@@ -132,9 +128,10 @@ fn refuse_other_root(pid: u32, path: &Path) -> Result<(), FilesError> {
 
 struct Search<'a> {
     rules: &'a FileRules,
+    view: &'a View,
     same: Vec<PathBuf>,
     mounts: Mounts,
-    /// The mount namespace of this program.
+    /// The mount namespace of the view.
     namespace: Option<PathBuf>,
     found: Found,
 }
@@ -199,7 +196,7 @@ impl Search<'_> {
         }
         let is_mapping = link.parent().is_some_and(|parent| parent.ends_with("map_files"));
         let writable = writable && status.is_regular() && (shared_mapping || !is_mapping);
-        let there = Status::if_there(&name).map_err(FilesError::io("look at", &name))?;
+        let there = Status::if_there(&self.view.at(&name)).map_err(FilesError::io("look at", &name))?;
         if there.is_some_and(|there| there.is_same_file(&status)) {
             if name == Path::new("/") {
                 return Ok(false);
@@ -231,8 +228,8 @@ impl Search<'_> {
     /// A path the user lists, and everything below it on the same mount.
     fn listed(&mut self, path: &Path) -> Result<(), FilesError> {
         let not_listable = |reason: String| FilesError::NotListable { path: path.to_owned(), reason };
-        let root = fs::canonicalize(path).map_err(|error| not_listable(error.to_string()))?;
-        let top = Status::at(&root).map_err(|error| not_listable(error.to_string()))?;
+        let root = self.view.canonical(path).map_err(|error| not_listable(error.to_string()))?;
+        let top = Status::at(&self.view.at(&root)).map_err(|error| not_listable(error.to_string()))?;
         if !self.mounts.hold(&top) || root == Path::new("/") {
             return Err(not_listable("it is a view of the kernel, or the root of everything".into()));
         }
@@ -245,9 +242,9 @@ impl Search<'_> {
                 continue;
             }
             if status.is_directory() && status.mount == top.mount {
-                for entry in entries(&path)? {
+                for entry in entries(&self.view.at(&path))? {
                     match Status::if_there(&entry).map_err(FilesError::io("look at", &entry))? {
-                        Some(status) => left.push((entry, status)),
+                        Some(status) => left.push((self.view.shown(&entry), status)),
                         None => continue,
                     }
                 }
@@ -259,7 +256,8 @@ impl Search<'_> {
                 return Err(FilesError::TooMany { count: self.found.files.len() });
             }
             let writes_hide = self.mounts.hide_writes(&status);
-            self.found.carry(path.clone(), path, status, writes_hide);
+            let source = self.view.at(&path);
+            self.found.carry(path, source, status, writes_hide);
         }
         Ok(())
     }
@@ -276,9 +274,10 @@ impl Search<'_> {
             if self.found.files.get(parent).is_some_and(|known| known.policy == FilePolicy::Carry) {
                 break;
             }
-            match Status::if_there(parent).map_err(FilesError::io("look at", parent))? {
+            let source = self.view.at(parent);
+            match Status::if_there(&source).map_err(FilesError::io("look at", parent))? {
                 Some(status) if status.is_directory() => {
-                    self.found.carry(parent.to_owned(), parent.to_owned(), status, false);
+                    self.found.carry(parent.to_owned(), source, status, false);
                 }
                 _ => continue,
             }

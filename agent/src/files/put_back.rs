@@ -36,7 +36,7 @@ use rustix::{
 };
 use serde::Serialize;
 
-use super::{ExistingFiles, FilesError, attributes, check::refuse_other_files, status::Status};
+use super::{ExistingFiles, FilesError, View, attributes, check::refuse_other_files, status::Status};
 use crate::{agent::Agent, error::AgentError, tree};
 
 /// What was done.
@@ -54,6 +54,7 @@ pub struct PutBackReport {
 #[derive(Debug)]
 pub struct PutBack {
     existing: ExistingFiles,
+    view: View,
     /// In the order done.
     undo: Vec<Undo>,
     /// New files that have not got their names yet.
@@ -86,7 +87,7 @@ enum Todo {
 }
 
 impl Agent {
-    /// Checks the files that were not carried, then puts back those that were.
+    /// Checks the files that were not carried, then puts back those that were, where `view` has them.
     ///
     /// # Errors
     /// Any; then all files are as they were.
@@ -94,11 +95,16 @@ impl Agent {
         &self,
         checkpoint: &Checkpoint,
         existing: ExistingFiles,
+        view: View,
     ) -> Result<PutBack, AgentError> {
         let manifest = checkpoint.manifest();
-        refuse_other_files(manifest)?;
-        let mut files: Vec<&FileEntry> =
-            manifest.files.iter().filter(|file| file.policy == FilePolicy::Carry).collect();
+        refuse_other_files(manifest, &view)?;
+        let carried = manifest.files.iter().filter(|file| file.policy == FilePolicy::Carry);
+        carried.clone().try_for_each(|file| view.refuse_links(&file.path))?;
+        // From here on as this program reaches them.
+        let reached = carried.map(|file| FileEntry { path: view.at(&file.path), ..file.clone() });
+        let reached: Vec<FileEntry> = reached.collect();
+        let mut files: Vec<&FileEntry> = reached.iter().collect();
         // Directories come before what is in them.
         files.sort_by(|a, b| a.path.cmp(&b.path));
         let mut contents = Contents { agent: self, checkpoint, hashes: None };
@@ -108,13 +114,13 @@ impl Agent {
         }
         if existing == ExistingFiles::Refuse {
             let others = todo.iter().filter(|(_, todo)| matches!(todo, Todo::Replace));
-            let paths: Vec<PathBuf> = others.map(|(file, _)| file.path.clone()).collect();
+            let paths: Vec<PathBuf> = others.map(|(file, _)| view.shown(&file.path)).collect();
             if !paths.is_empty() {
                 return Err(FilesError::WouldReplace { paths }.into());
             }
         }
-        let mut done =
-            PutBack { existing, undo: Vec::new(), unnamed: Vec::new(), report: PutBackReport::default() };
+        let report = PutBackReport::default();
+        let mut done = PutBack { existing, view, undo: Vec::new(), unnamed: Vec::new(), report };
         done.work(self, checkpoint, &todo)?;
         Ok(done)
     }
@@ -260,7 +266,7 @@ impl PutBack {
                 tracing::warn!(file = %aside.display(), %error, "a file that was replaced stays behind");
             }
             if kept {
-                self.report.set_aside.push(aside.display().to_string());
+                self.report.set_aside.push(self.view.shown(&aside).display().to_string());
             }
         }
         std::mem::take(&mut self.report)

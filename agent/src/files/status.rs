@@ -142,13 +142,12 @@ enum Kind {
     Other,
 }
 
-/// The mounts of this program's namespace.
+/// The mounts of a namespace.
 pub struct Mounts(HashMap<u64, Kind>);
 
 impl Mounts {
-    /// Reads `/proc/self/mountinfo`; proc_pid_mountinfo(5).
-    pub fn read() -> Result<Self, FilesError> {
-        let path = "/proc/self/mountinfo";
+    /// Reads a mountinfo file; proc_pid_mountinfo(5).
+    pub fn read(path: &Path) -> Result<Self, FilesError> {
         // Paths in it need not be UTF-8; numbers and types are.
         let text = fs::read(path).map_err(FilesError::io("read", path))?;
         let text = String::from_utf8_lossy(&text);
@@ -164,7 +163,7 @@ impl Mounts {
         Ok(Self(text.lines().filter_map(mount).collect()))
     }
 
-    /// Whether files of this mount can be carried: it is one of ours, and not a view of the kernel.
+    /// Whether files of this mount can be carried: it is one of them, and not a view of the kernel.
     pub fn hold(&self, status: &Status) -> bool {
         self.0.get(&status.mount).is_some_and(|kind| *kind != Kind::Pseudo)
     }

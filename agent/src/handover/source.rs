@@ -111,7 +111,7 @@ impl Agent {
         if look.served().is_some() {
             return Err(AgentError::StillArriving { pid: *pid });
         }
-        refuse_files(&tree)?;
+        refuse_files(&tree, launcher.is_some())?;
         let version = criu.version()?;
         let fence = Fence::new(Arc::clone(&self.store), app.clone());
         let (probe, newest) = self.block_on(async { tokio::join!(self.store.probe(), fence.newest()) });
@@ -150,7 +150,7 @@ impl Agent {
                 // That nothing is missing which a page server still had is only known now.
                 look.pending()?;
                 let tree = Tree::of(*pid)?;
-                refuse_files(&tree)?;
+                refuse_files(&tree, launcher.is_some())?;
                 saved.frozen(&tree);
                 saved.write(&directory).map_err(AgentError::path("write", &directory))?;
                 let (manifest, bundle, _) = describe((app, id), (&images, &pages), version, streams.clone())?;
@@ -507,9 +507,12 @@ fn is_same(task: &StoppedTask) -> bool {
 }
 
 /// Files that would travel with a checkpoint do not with a handover.
-fn refuse_files(tree: &Tree) -> Result<(), AgentError> {
-    let found = files::find(tree, &FileRules::default())?;
-    match found.files.iter().find(|(_, file)| file.policy == FilePolicy::Carry) {
+fn refuse_files(tree: &Tree, launched: bool) -> Result<(), AgentError> {
+    let view = files::view_of(launched, tree.root())?;
+    let found = files::find(tree, &FileRules::default(), &view)?;
+    let carried = || found.files.iter().filter(|(_, file)| file.policy == FilePolicy::Carry);
+    // Directories are there for what is in them, which may have lost its name.
+    match carried().find(|(_, file)| file.status.is_regular()).or_else(|| carried().next()) {
         Some((path, _)) => Err(AgentError::FilesTravel { path: path.clone() }),
         None => Ok(()),
     }

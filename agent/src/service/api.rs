@@ -10,8 +10,8 @@ use lazy_pages::{ids::AppId, server::status};
 use migration_proto::agent::{
     AgentStatus, ArrivingTree, CancelOperationRequest, Capability, CollectRequest, CollectResponse,
     DirtyVolume, ErrorDetail, FinalDumpRequest, GetDirtyVolumeRequest, GetStatusRequest,
-    ListCheckpointsRequest, ListCheckpointsResponse, ListOperationsRequest, ListOperationsResponse, Operation,
-    OperationState, PreCheckpointRequest, Reason, RestoreRequest, WatchRequest, agent_server,
+    ListCheckpointsRequest, ListCheckpointsResponse, ListOperationsRequest, ListOperationsResponse,
+    Operation, OperationState, PreCheckpointRequest, Reason, RestoreRequest, WatchRequest, agent_server,
     operation::Outcome,
 };
 use tokio::{sync::mpsc, task::spawn_blocking};

@@ -65,7 +65,12 @@ pub fn collect(agent: &Agent, app: &AppId, request: &CollectRequest) -> Result<C
     collected.map_err(|failed| error::of_error(&failed, Some("every checkpoint is whole or gone".to_owned())))
 }
 
-fn delete(agent: &Agent, app: &AppId, retention: Retention, all: bool) -> Result<CollectResponse, AgentError> {
+fn delete(
+    agent: &Agent,
+    app: &AppId,
+    retention: Retention,
+    all: bool,
+) -> Result<CollectResponse, AgentError> {
     let catalog = Catalog::new(Arc::clone(agent.store()));
     agent.block_on(async {
         let collected = catalog.collect(app, retention).await?;
@@ -84,7 +89,9 @@ fn delete(agent: &Agent, app: &AppId, retention: Retention, all: bool) -> Result
                     answer.deleted.push(id.to_string());
                     answer.freed_bytes += deleted.bytes;
                 }
-                Err(CatalogError::Leased { .. } | CatalogError::Pinned { .. }) => answer.kept.push(id.to_string()),
+                Err(CatalogError::Leased { .. } | CatalogError::Pinned { .. }) => {
+                    answer.kept.push(id.to_string())
+                }
                 Err(CatalogError::UnknownCheckpoint { .. }) => {}
                 Err(other) => return Err(other.into()),
             }

@@ -297,8 +297,12 @@ impl Operations {
             let hint = "leave it out; the agent may have hooks of its own";
             return Err(error::detail(Reason::Forbidden, message, NOTHING, hint));
         }
-        if !call.spec.launcher.is_empty() && call.spec.kind == Kind::Restore && call.caller != Caller::Operator {
-            let message = "only an operator may name a launcher to restore into: it may be another application's";
+        if !call.spec.launcher.is_empty()
+            && call.spec.kind == Kind::Restore
+            && call.caller != Caller::Operator
+        {
+            let message =
+                "only an operator may name a launcher to restore into: it may be another application's";
             let hint = "let an operator restore it";
             return Err(error::detail(Reason::Forbidden, message, NOTHING, hint));
         }
@@ -448,7 +452,8 @@ impl Operations {
         self.journal.write(&record).map_err(AgentError::io("cannot write the journal"))?;
         entry.record.send_replace(record);
 
-        let launcher = launcher_of(spec).map(|directory| Waiting::connect(&directory)).transpose()?.map(Arc::new);
+        let launcher =
+            launcher_of(spec).map(|directory| Waiting::connect(&directory)).transpose()?.map(Arc::new);
         let log = settings::log_file(&self.logs, &app, "log");
         let (streams, output) = match &launcher {
             Some(launcher) => {
@@ -506,7 +511,9 @@ impl Operations {
             let tell = move || match orphans::wait_for(root) {
                 // One that saw for itself how the tree ended is gone already.
                 Ok(status) => drop(launcher.ended(status)),
-                Err(error) => tracing::warn!(%error, pid = root, "how the restored tree ends is not known here"),
+                Err(error) => {
+                    tracing::warn!(%error, pid = root, "how the restored tree ends is not known here")
+                }
             };
             if let Err(error) = thread::Builder::new().name("tree".to_owned()).spawn(tell) {
                 tracing::error!(%error, pid = root, "nobody tells the launcher how the restored tree ends");

@@ -1,6 +1,7 @@
 //! What the agent's tests share: a store, the command line, and the way from a workload to its restored self.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod container;
 pub mod programs;
 pub mod service;
 
