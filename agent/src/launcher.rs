@@ -5,9 +5,13 @@
 //! before CRIU ends the tree. What it is not told leaves it waiting, which is the safe side.
 
 use std::{
-    os::fd::OwnedFd,
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::Arc,
 };
+
+use lazy_pages::server::Anchor;
 
 use migration_launch::{
     LaunchError,
@@ -15,13 +19,15 @@ use migration_launch::{
     protocol::{Request, State},
 };
 
-use crate::error::AgentError;
+use crate::{client, error::AgentError};
 
 /// A launcher that waits for a tree.
 #[derive(Debug)]
 pub struct Waiting {
     launcher: Launcher,
     directory: PathBuf,
+    /// The same, for a page server.
+    text: String,
 }
 
 impl Waiting {
@@ -32,7 +38,10 @@ impl Waiting {
     pub fn connect(directory: &Path) -> Result<Self, AgentError> {
         let (launcher, state) = connect(directory)?;
         match state {
-            State::Waits | State::Moved => Ok(Self { launcher, directory: directory.to_owned() }),
+            State::Waits | State::Moved => {
+                let text = client::wire_path(directory)?;
+                Ok(Self { launcher, directory: directory.to_owned(), text })
+            }
             _ => Err(unsuitable(directory, format!("it does not wait for a tree: it says `{state}`"))),
         }
     }
@@ -40,6 +49,11 @@ impl Waiting {
     /// The process whose container the tree is to run in.
     pub fn pid(&self) -> u32 {
         self.launcher.pid()
+    }
+
+    /// Its control directory.
+    pub(crate) fn directory(&self) -> &str {
+        &self.text
     }
 
     /// The standard streams of that container.
@@ -112,6 +126,41 @@ impl Drop for Leaving {
         {
             let launcher = self.directory.display();
             tracing::warn!(%launcher, %error, "the launcher does not know that its tree stays");
+        }
+    }
+}
+
+/// The launcher with this control directory, as a fourth that holds a restored tree's descriptors.
+///
+/// # Errors
+/// When none answers.
+pub fn anchor(directory: &str) -> io::Result<Arc<dyn Anchor>> {
+    let launcher = Launcher::connect(Path::new(directory)).and_then(|launcher| {
+        launcher.keep_at_exec()?;
+        Ok(launcher)
+    });
+    Ok(Arc::new(Held { launcher: launcher.map_err(io::Error::other)? }))
+}
+
+/// The page server's connection is that of its guardians too, as they share all descriptors: it ends with the last of them.
+#[derive(Debug)]
+struct Held {
+    launcher: Launcher,
+}
+
+impl Anchor for Held {
+    fn hold(&self, memory: BorrowedFd<'_>, process: Option<(u32, BorrowedFd<'_>)>) {
+        let pid = process.map_or(0, |(pid, _)| pid);
+        let descriptors: Vec<_> =
+            [Some(memory), process.map(|(_, pidfd)| pidfd)].into_iter().flatten().collect();
+        if let Err(error) = self.launcher.tell(Request::Hold(pid), &descriptors) {
+            tracing::error!(pid, %error, "the launcher does not hold this memory: only the page server and its guardians do");
+        }
+    }
+
+    fn release(&self) {
+        if let Err(error) = self.launcher.tell(Request::Release, &[]) {
+            tracing::error!(%error, "the launcher was not told that it needs to hold nothing any more");
         }
     }
 }

@@ -68,6 +68,8 @@ pub struct Served<'a> {
     pub patience: Duration,
     /// Where pages come from that are not in the store.
     pub origin: Option<String>,
+    /// Control directory of the launcher that holds the descriptors too.
+    pub anchor: Option<String>,
 }
 
 impl PageServerProcess {
@@ -76,7 +78,7 @@ impl PageServerProcess {
     /// # Errors
     /// When it cannot be started.
     pub fn start(program: &Path, served: &Served<'_>, log: &Log<'_>) -> Result<Self, AgentError> {
-        let Served { store, app, checkpoint, images, patience, origin } = served;
+        let Served { store, app, checkpoint, images, patience, origin, anchor } = served;
         let stderr = match log {
             Log::Inherit => Stdio::inherit(),
             Log::File(path) => Stdio::from(
@@ -97,6 +99,7 @@ impl PageServerProcess {
             .arg(images)
             .arg(format!("--patience={}", patience.as_secs()))
             .args(origin.as_ref().map(|origin| format!("--origin={origin}")))
+            .args(anchor.as_ref().map(|directory| format!("--anchor={directory}")))
             .arg("--json")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

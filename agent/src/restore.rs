@@ -314,6 +314,7 @@ impl Agent {
                     images: &images,
                     patience: request.patience,
                     origin: request.handover.as_ref().map(HandedOver::to_text),
+                    anchor: request.launcher.as_ref().map(|launcher| launcher.directory().to_owned()),
                 };
                 let log = request.page_server_log.as_deref().map_or(Log::Inherit, Log::File);
                 let server = PageServerProcess::start(&request.page_server, &served, &log)?;

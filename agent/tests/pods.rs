@@ -16,6 +16,10 @@ use migration_launch::{
     control::Launcher,
     protocol::{Request, State},
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 
 /// Runs the first `$1` words after it, keeps what they print and their exit code, and becomes the rest.
@@ -259,6 +263,49 @@ impl Files {
         let run = PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()));
         ["data/inner/log", "nameless-in-the-end"].map(|name| fs::read_to_string(run.join(name)).unwrap())
     }
+}
+
+/// Every process that serves pages dies in the same instant, so that nobody of them can do anything about it.
+#[test]
+fn a_tree_whose_page_server_and_guardians_all_die_at_once_is_killed_and_sees_no_zeros() {
+    let fixture = Fixture::s3();
+    let source = Pod::start(&fixture, "source", Some(COUNTS));
+    let target = Pod::start(&fixture, "target", None);
+    target.wait_for_launcher();
+    source.wait_for_ticks(3);
+    let launched = |pod: &Pod, command: &str, strategy: &[&str]| {
+        let mut agent = fixture.agent(&[command, "--app", "app", "--json"]);
+        agent.args(["--agent", &pod.address(), "--launcher", &pod.control()]).args(strategy);
+        object(&agent.output().unwrap())
+    };
+    launched(&source, "checkpoint", &[]);
+    // What is touched comes, slowly; the rest does not before this test is over.
+    fixture.server.as_ref().unwrap().faults.delay_answers(Duration::from_millis(700));
+    launched(&target, "restore", &["--strategy", "lazy-storage"]);
+    let serves = |pid: &i32| {
+        let arguments = process::arguments(*pid);
+        arguments.iter().any(|word| word == b"page-server" || word == b"guardian")
+    };
+    let serving: Vec<i32> =
+        process::tree(target.service.child.id() as i32).into_iter().filter(serves).collect();
+    assert_eq!(serving.len(), 3, "server, guardian and standby");
+    for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+        for &pid in &serving {
+            kill(Pid::from_raw(pid), signal).unwrap();
+        }
+    }
+
+    assert_eq!(target.exit_code().as_deref(), Some("137"));
+
+    let sums = |pod: &Pod| -> std::collections::BTreeSet<String> {
+        pod.printed().iter().map(|line| line.split(' ').nth(2).unwrap().to_owned()).collect()
+    };
+    assert!(sums(&target).is_subset(&sums(&source)), "what it printed was computed from its own memory");
+    let text = fs::read_to_string(target.place.join("printed")).unwrap();
+    assert!(text.contains("the page server and its guardians are gone"), "{text}");
+    // The checkpoint is as it was, and nobody has to know more than that.
+    fixture.server.as_ref().unwrap().faults.delay_answers(Duration::ZERO);
+    fixture.json(&["verify", "--app", "app", "--read-data"]);
 }
 
 /// The agent of a pod is killed while its workload leaves, at moments of a final dump: whatever it had done by then, the

@@ -146,7 +146,7 @@ fn main() -> ExitCode {
         Command::Serve(typed) => serve(*typed),
         Command::Status(typed) => show_status(&typed),
         Command::Attach(typed) => attach(&typed),
-        Command::Guardian { state } => daemon::revive(state, daemon::no_origins),
+        Command::Guardian { state } => daemon::revive(state, daemon::Surroundings::NONE),
     };
     done.map_or_else(
         |error| {
@@ -175,8 +175,9 @@ fn serve(typed: Serve) -> io::Result<u8> {
             patience: Duration::from_secs(patience),
             revival: ["guardian", "--state"].map(OsString::from).to_vec(),
             origin: None,
+            anchor: None,
         },
-        daemon::no_origins,
+        daemon::Surroundings::NONE,
     ))
 }
 

@@ -73,7 +73,8 @@ impl Listener {
     pub fn accept(&self) -> Option<Connection> {
         let socket = accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).ok()?;
         let peer = sockopt::socket_peercred(&socket).ok()?;
-        (peer.uid.is_root() || peer.uid == rustix::process::geteuid()).then_some(Connection { socket })
+        (peer.uid.is_root() || peer.uid == rustix::process::geteuid())
+            .then_some(Connection { socket, holds: false })
     }
 }
 
@@ -91,7 +92,7 @@ impl Drop for Listener {
 
 /// What came from an agent.
 pub(crate) enum Received {
-    Request(Request),
+    Request(Request, Vec<OwnedFd>),
     NotUnderstood,
     /// It is gone.
     Closed,
@@ -101,12 +102,14 @@ pub(crate) enum Received {
 #[derive(Debug)]
 pub(crate) struct Connection {
     socket: OwnedFd,
+    /// A page server's, which has handed descriptors over.
+    pub holds: bool,
 }
 
 impl Connection {
     pub fn receive(&self) -> Received {
         match receive::<Request>(self.socket.as_fd()) {
-            Ok((Some(Ok(request)), _)) => Received::Request(request),
+            Ok((Some(Ok(request)), descriptors)) => Received::Request(request, descriptors),
             Ok((Some(Err(_)), _)) => Received::NotUnderstood,
             Err(Errno::AGAIN | Errno::INTR) => Received::NotUnderstood,
             Ok((None, _)) | Err(_) => Received::Closed,
@@ -168,6 +171,24 @@ impl Launcher {
         descriptors.try_into().map_err(|_| LaunchError::Protocol("it handed over no streams".to_owned()))
     }
 
+    /// Tells something, with descriptors beside it, and does not wait for an answer.
+    ///
+    /// # Errors
+    /// When it is gone, or does not listen.
+    pub fn tell(&self, request: Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), LaunchError> {
+        const WHAT: &str = "cannot tell the launcher";
+        send(self.socket.as_fd(), &request.to_string(), descriptors).map_err(LaunchError::io(WHAT))
+    }
+
+    /// Lets the connection survive that this process becomes another program.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn keep_at_exec(&self) -> Result<(), LaunchError> {
+        rustix::io::fcntl_setfd(&self.socket, rustix::io::FdFlags::empty())
+            .map_err(LaunchError::io("cannot keep the connection to the launcher"))
+    }
+
     fn converse(&self, request: Request) -> Result<(State, Vec<OwnedFd>), LaunchError> {
         const WHAT: &str = "cannot talk to the launcher";
         send(self.socket.as_fd(), &request.to_string(), &[]).map_err(LaunchError::io(WHAT))?;
@@ -204,7 +225,8 @@ fn send(socket: BorrowedFd<'_>, text: &str, descriptors: &[BorrowedFd<'_>]) -> R
         return Err(Errno::TOOBIG);
     }
     let parts = [io::IoSlice::new(text.as_bytes())];
-    sendmsg(socket, &parts, &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+    // Nobody waits for one that does not read.
+    sendmsg(socket, &parts, &mut ancillary, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).map(drop)
 }
 
 /// A message, and the descriptors beside it.

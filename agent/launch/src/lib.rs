@@ -25,6 +25,7 @@
 
 pub mod control;
 mod error;
+mod held;
 mod pids;
 pub mod protocol;
 pub mod stand_in;

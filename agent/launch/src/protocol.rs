@@ -25,6 +25,10 @@ pub enum Request {
     Runs(u32),
     /// The restored root, which is not the launcher's child, has ended with this status.
     Ended(u8),
+    /// Hold the memory of a restored process, whose descriptor is beside this. If its pid is not 0, so is its pidfd.
+    Hold(u32),
+    /// Close what is held.
+    Release,
 }
 
 /// What a launcher answers to every request.
@@ -61,6 +65,8 @@ impl fmt::Display for Request {
             Self::Stays => to.write_str("stays"),
             Self::Runs(pid) => write!(to, "runs {pid}"),
             Self::Ended(status) => write!(to, "ended {status}"),
+            Self::Hold(pid) => write!(to, "hold {pid}"),
+            Self::Release => to.write_str("release"),
         }
     }
 }
@@ -77,6 +83,8 @@ impl FromStr for Request {
             ("stays", None) => Self::Stays,
             ("runs", Some(pid)) => Self::Runs(number(pid)?),
             ("ended", Some(status)) => Self::Ended(number(status)?),
+            ("hold", Some(pid)) => Self::Hold(number(pid)?),
+            ("release", None) => Self::Release,
             _ => return Err(NotUnderstood),
         })
     }
@@ -175,6 +183,8 @@ mod tests {
             Just(Request::Stays),
             any::<u32>().prop_map(Request::Runs),
             any::<u8>().prop_map(Request::Ended),
+            any::<u32>().prop_map(Request::Hold),
+            Just(Request::Release),
         ]
     }
 
@@ -188,7 +198,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_is_understood_is_said_in_the_same_words(text in "(status|streams|leaving|left|stays|runs|ended)?( |\\+|0)?[0-9]{0,11}") {
+        fn whatever_is_understood_is_said_in_the_same_words(text in "(status|streams|leaving|left|stays|runs|ended|hold|release)?( |\\+|0)?[0-9]{0,11}") {
             if let Ok(request) = text.parse::<Request>() {
                 prop_assert_eq!(request.to_string(), text);
             }

@@ -29,6 +29,8 @@
 //! it ends with [`UNKNOWN`], and says so.
 //!
 //! The launcher and whoever talks to it are in the same pid namespace.
+//!
+//! While pages of a restored tree are missing, it also holds the descriptors of the tree's memory, see [`Held`].
 
 use std::{
     fs, io,
@@ -52,6 +54,7 @@ use crate::{
     Launch,
     control::{Connection, Listener, Received},
     error::LaunchError,
+    held::Held,
     pids,
     protocol::{Answer, Request, State},
     start::Pending,
@@ -127,7 +130,17 @@ pub fn launch(what: &Launch) -> Result<ExitStatus, LaunchError> {
             (State::Runs(pid), Root::Child(pid))
         }
     };
-    Watch { what, signals, listener, connections: Vec::new(), state, committed: false, root }.run()
+    Watch {
+        what,
+        signals,
+        listener,
+        connections: Vec::new(),
+        state,
+        committed: false,
+        root,
+        held: Held::default(),
+    }
+    .run()
 }
 
 /// The root of the tree.
@@ -153,6 +166,7 @@ struct Watch<'a> {
     /// While the state is [`State::Leaves`]: its checkpoint is committed.
     committed: bool,
     root: Root,
+    held: Held,
 }
 
 /// What the launcher ends with, if it ends.
@@ -310,17 +324,31 @@ impl Watch<'_> {
     }
 
     fn converse(&mut self, ready: &[bool]) -> End {
-        let mut end = None;
+        let (mut end, mut gone) = (None, false);
         let talking = std::mem::take(&mut self.connections);
-        for (connection, &ready) in talking.into_iter().zip(ready) {
+        for (mut connection, &ready) in talking.into_iter().zip(ready) {
             if ready && end.is_none() {
                 match connection.receive() {
-                    Received::Closed => continue,
+                    Received::Closed => {
+                        gone |= connection.holds;
+                        continue;
+                    }
                     Received::NotUnderstood => connection.answer(Answer::Refused(self.state), &[]),
-                    Received::Request(request) => end = self.serve(request, &connection),
+                    Received::Request(Request::Hold(pid), descriptors) => {
+                        connection.holds = true;
+                        self.held.add(pid, descriptors);
+                    }
+                    Received::Request(Request::Release, _) => self.held.release(),
+                    Received::Request(request, _) => end = self.serve(request, &connection),
                 }
             }
             self.connections.push(connection);
+        }
+        if gone && !self.held.is_empty() && !self.connections.iter().any(|connection| connection.holds) {
+            self.what.say(
+                "the page server and its guardians are gone and pages are missing: the workload is killed",
+            );
+            self.held.kill();
         }
         end
     }
@@ -363,6 +391,8 @@ impl Watch<'_> {
                 end = Some(ExitStatus(status));
                 true
             }
+            // Taken care of before, and without an answer.
+            (Request::Hold(_) | Request::Release, _) => return None,
             _ => false,
         };
         let answer = if done { Answer::State(self.state) } else { Answer::Refused(self.state) };

@@ -7,7 +7,7 @@ use lazy_pages::{
     ids::{AppId, CheckpointId},
     server::daemon,
 };
-use migration_agent::{handover, settings};
+use migration_agent::{handover, launcher, settings};
 
 use super::{args::Global, output::Output};
 
@@ -24,7 +24,14 @@ pub struct PageServer {
     /// Where pages come from that are not in the store
     #[arg(long)]
     pub origin: Option<String>,
+    /// Control directory of the launcher that holds the processes' descriptors too
+    #[arg(long)]
+    pub anchor: Option<String>,
 }
+
+/// What these programs know beside stores.
+const SURROUNDINGS: daemon::Surroundings =
+    daemon::Surroundings { origins: handover::origin, anchors: launcher::anchor };
 
 /// Serves until every page is there.
 pub fn serve(typed: PageServer, global: &Global) -> ExitCode {
@@ -44,13 +51,14 @@ pub fn serve(typed: PageServer, global: &Global) -> ExitCode {
         patience: Duration::from_secs(typed.patience),
         revival: ["guardian", "--state"].map(OsString::from).to_vec(),
         origin: typed.origin,
+        anchor: typed.anchor,
     };
-    ExitCode::from(daemon::run(&config, handover::origin))
+    ExitCode::from(daemon::run(&config, SURROUNDINGS))
 }
 
 /// Guards until nothing is left to guard.
 pub fn guard(state: i32) -> ExitCode {
-    daemon::revive(state, handover::origin).map_or_else(
+    daemon::revive(state, SURROUNDINGS).map_or_else(
         |error| {
             tracing::error!(%error, "this is for page servers only");
             ExitCode::FAILURE

@@ -23,7 +23,8 @@
 //! be reached.
 //!
 //! What remains: all three killed before one of them has run again, for instance by a service manager that ends a whole
-//! control group; then the kernel closes the descriptors, and the processes would see zeros. Run the page server in
+//! control group; then the kernel closes the descriptors, and the processes would see zeros. An [`Anchor`], as the launcher
+//! of a container is, kills the processes before that; without one, run the page server in
 //! the control group of the processes it serves, or outside of any that is ended without them. A machine that loses its
 //! power, or whose kernel fails, loses the processes too: nobody is left to see zeros.
 //!
@@ -62,7 +63,8 @@ use crate::{
     materialize::{MaterializeError, Materialized, materialize_lazy},
     reader::{Checkpoint, ReadError},
     server::{
-        Limits, Outcome, PageServer, PageServerConfig, ServerStats, StartError,
+        Anchor, Anchors, Limits, Outcome, PageServer, PageServerConfig, ServerStats, StartError,
+        anchor::no_anchors,
         guardian::{SIGNALS, Work, guard, hold, revive_alone, wait_for},
         journal::{Journal, Number, Phase},
         kill::{cut_connections, end_tree, let_go, unknown_spaces},
@@ -118,6 +120,22 @@ pub struct DaemonConfig {
     pub revival: Vec<OsString>,
     /// What to make an [`Origin`] of, where pages come from somewhere else than the store.
     pub origin: Option<String>,
+    /// What to make an [`Anchor`] of, if there is one; for a single restore.
+    pub anchor: Option<String>,
+}
+
+/// How a program makes of texts in a [`DaemonConfig`] what they stand for.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings {
+    /// Of [`DaemonConfig::origin`].
+    pub origins: Origins,
+    /// Of [`DaemonConfig::anchor`].
+    pub anchors: Anchors,
+}
+
+impl Surroundings {
+    /// Those of a program that knows neither.
+    pub const NONE: Self = Self { origins: no_origins, anchors: no_anchors };
 }
 
 /// Where the pages of a restore come from if not from a store alone: another machine, in a
@@ -141,7 +159,7 @@ pub type Origins = fn(&str, Arc<dyn ObjectStore>) -> Result<Arc<dyn Origin>, Sto
 ///
 /// # Errors
 /// Always.
-pub fn no_origins(origin: &str, _: Arc<dyn ObjectStore>) -> Result<Arc<dyn Origin>, StoreError> {
+fn no_origins(origin: &str, _: Arc<dyn ObjectStore>) -> Result<Arc<dyn Origin>, StoreError> {
     let reason = "this program cannot fetch pages from there".to_owned();
     Err(StoreError::Other { store: origin.to_owned(), reason })
 }
@@ -250,6 +268,8 @@ enum DaemonError {
     Socket { path: PathBuf, source: io::Error },
     #[error("the runtime cannot be set up: {0}")]
     Runtime(io::Error),
+    #[error("the anchor cannot be reached: {0}")]
+    Anchor(io::Error),
     #[error("what another page server would need cannot be kept: {0}")]
     State(io::Error),
     #[error("the page server died while it prepared the restore")]
@@ -257,11 +277,14 @@ enum DaemonError {
 }
 
 /// Serves and returns the exit code. Reports on standard output, failures included. Call it before any other thread exists.
-pub fn run(config: &DaemonConfig, origins: Origins) -> u8 {
-    let begun = Saved::of(config)
-        .save()
+pub fn run(config: &DaemonConfig, surroundings: Surroundings) -> u8 {
+    let saved = match (&config.anchor, config.restores.len()) {
+        (Some(_), 2..) => Err(io::Error::other("an anchor is for a single restore")),
+        _ => Saved::of(config).save(),
+    };
+    let begun = saved
         .and_then(|saved| State::create(config.restores.len(), saved))
-        .and_then(|state| guard(&state, &Daemon { config, origins }));
+        .and_then(|state| guard(&state, &Daemon { config, surroundings }));
     begun.unwrap_or_else(|error| {
         for restore in &config.restores {
             let reason = format!("the page server cannot start: {error}");
@@ -276,7 +299,7 @@ pub fn run(config: &DaemonConfig, origins: Origins) -> u8 {
 ///
 /// # Errors
 /// When there is nothing of the kind.
-pub fn revive(state: RawFd, origins: Origins) -> io::Result<u8> {
+pub fn revive(state: RawFd, surroundings: Surroundings) -> io::Result<u8> {
     let state = State::open(take_over(state)?)?;
     let config = Saved::load(state.config())?;
     if let Some(other) = status::other_holder(&state) {
@@ -287,13 +310,13 @@ pub fn revive(state: RawFd, origins: Origins) -> io::Result<u8> {
     // Held by processes that are not there any more; one of them was this one.
     state.call(Role::Server);
     state.call(Role::Standby);
-    guard(&state, &Daemon { config: &config, origins })
+    guard(&state, &Daemon { config: &config, surroundings })
 }
 
 /// What every process of a page server does, one at a time.
 struct Daemon<'c> {
     config: &'c DaemonConfig,
-    origins: Origins,
+    surroundings: Surroundings,
 }
 
 impl Work for Daemon<'_> {
@@ -350,6 +373,7 @@ struct Server<'c> {
     config: &'c DaemonConfig,
     state: &'c State,
     origin: Option<Arc<dyn Origin>>,
+    anchor: Option<Arc<dyn Anchor>>,
     store: Arc<dyn ObjectStore>,
     runtime: runtime::Runtime,
     running: Mutex<Vec<Arc<PageServer>>>,
@@ -367,13 +391,24 @@ impl<'c> Server<'c> {
             .map_err(DaemonError::Runtime)?;
         let store = store::open(&config.store)?;
         let origin = match &config.origin {
-            Some(origin) => Some((daemon.origins)(origin, Arc::clone(&store))?),
+            Some(origin) => Some((daemon.surroundings.origins)(origin, Arc::clone(&store))?),
             None => None,
+        };
+        let anchor = match config.anchor.as_deref().map(daemon.surroundings.anchors).transpose() {
+            Ok(anchor) => anchor,
+            Err(error) if state.journals().iter().all(|journal| journal.phase() == Phase::New) => {
+                return Err(DaemonError::Anchor(error));
+            }
+            // Processes depend on this server, with or without somebody else who holds their descriptors.
+            Err(error) => {
+                tracing::error!("the anchor cannot be reached any more: {error}");
+                None
+            }
         };
         let store = origin.as_ref().map_or(store, |origin| origin.store());
         let (cancelled, over) = (watch::channel(false).0, watch::channel(false).0);
         let running = Mutex::default();
-        Ok(Self { daemon, config, state, origin, store, runtime, running, cancelled, over })
+        Ok(Self { daemon, config, state, origin, anchor, store, runtime, running, cancelled, over })
     }
 
     fn run(self) {
@@ -404,6 +439,9 @@ impl<'c> Server<'c> {
             Phase::Over if journal.is_finished() => return,
             Phase::Over => {
                 let_go(self.state, at);
+                if let Some(anchor) = &self.anchor {
+                    anchor.release();
+                }
                 Ok(concluded(journal))
             }
             Phase::New => self.begin(restore, journal),
@@ -559,6 +597,7 @@ impl<'c> Server<'c> {
             listener,
             runtime: self.runtime.handle().clone(),
             limits,
+            anchor: self.anchor.clone(),
         };
         let server = Arc::new(PageServer::start_with(config, Arc::clone(journal))?);
         self.running.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&server));

@@ -36,6 +36,7 @@ use rustix::{
 
 use crate::{
     server::{
+        anchor::Anchor,
         daemon::{EXIT_CANCELLED, EXIT_DONE, EXIT_KILLED, EXIT_RESTORE_FAILED},
         filler::{Filler, KeepWorking},
         journal::{Journal, Number, Record, Writer},
@@ -142,6 +143,7 @@ pub struct EventLoop {
     wakeup: OwnedFd,
     listener: UnixListener,
     cancel: Arc<AtomicBool>,
+    anchor: Option<Arc<dyn Anchor>>,
     connections: HashMap<u64, Connection>,
     next_connection: u64,
     /// The connection that restores; the first that registers a task.
@@ -201,8 +203,8 @@ impl EventLoop {
         filler: Arc<Filler>,
         listener: UnixListener,
         wakeup: OwnedFd,
-        pause: Arc<Pause>,
-        cancel: Arc<AtomicBool>,
+        (pause, cancel): (Arc<Pause>, Arc<AtomicBool>),
+        anchor: Option<Arc<dyn Anchor>>,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         rustix::net::sockopt::set_socket_passcred(&listener, true)?;
@@ -223,6 +225,7 @@ impl EventLoop {
             wakeup,
             listener,
             cancel,
+            anchor,
             connections: HashMap::new(),
             next_connection: 0,
             owner: None,
@@ -274,7 +277,18 @@ impl EventLoop {
         self.publish();
         self.journal.conclude(end.exit_code());
         self.filler.spaces.close();
+        if let Some(anchor) = &self.anchor {
+            anchor.release();
+        }
         end
+    }
+
+    /// From now on somebody else holds the descriptor too.
+    fn anchor(&self, space: &Space, process: Option<u32>) {
+        if let Some(anchor) = &self.anchor {
+            let process = process.and_then(|pid| Some((pid, self.tree.pidfd(pid)?)));
+            anchor.hold(space.uffd().as_fd(), process);
+        }
     }
 
     fn wait(&self, events: &mut Vec<epoll::Event>) {
@@ -395,6 +409,7 @@ impl EventLoop {
         let state = parent.state().forked();
         let space = self.filler.spaces.add(Space::new(id, parent.object, uffd, state));
         self.watch(space.uffd().as_fd(), Source::Space(space.id));
+        self.anchor(&space, None);
         self.forked = true;
     }
 

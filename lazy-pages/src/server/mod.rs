@@ -20,6 +20,7 @@
 //!
 //! Threads: one reads events (`events`), several unpack, verify and copy (`filler`), fetches run on tokio.
 
+mod anchor;
 pub mod daemon;
 mod events;
 mod filler;
@@ -44,6 +45,7 @@ mod sys;
 mod tree;
 
 pub use self::{
+    anchor::{Anchor, Anchors},
     filler::{Limits, STORE_PATIENCE},
     journal::{STALL_BUCKETS, STALL_LIMITS_US},
     page_server::{Outcome, PageServer, PageServerConfig, ServerStats, StartError},

@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use crate::{
     format::Manifest,
     server::{
+        anchor::Anchor,
         events::{End, EventLoop, Pause},
         filler::{Filler, Limits},
         journal::{Journal, Number, Phase, STALL_BUCKETS},
@@ -39,6 +40,8 @@ pub struct PageServerConfig {
     pub runtime: Handle,
     /// What may be used of the machine.
     pub limits: Limits,
+    /// Who holds the descriptors too.
+    pub anchor: Option<Arc<dyn Anchor>>,
 }
 
 /// How serving ended.
@@ -224,8 +227,8 @@ impl PageServer {
             Arc::clone(&filler),
             config.listener,
             listen,
-            Arc::clone(&pause),
-            Arc::clone(&cancel),
+            (Arc::clone(&pause), Arc::clone(&cancel)),
+            config.anchor,
         )?;
         match filler.journal.phase() {
             Phase::New | Phase::Preparing => filler.journal.enter(Phase::Listening),

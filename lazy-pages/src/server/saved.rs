@@ -33,6 +33,8 @@ pub struct Saved {
     /// Not in what versions before knew of none have left.
     #[serde(default)]
     origin: Option<String>,
+    #[serde(default)]
+    anchor: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -57,6 +59,7 @@ impl Saved {
             patience: config.patience,
             revival: config.revival.clone(),
             origin: config.origin.clone(),
+            anchor: config.anchor.clone(),
         }
     }
 
@@ -94,6 +97,7 @@ impl Saved {
             patience: saved.patience,
             revival: saved.revival,
             origin: saved.origin,
+            anchor: saved.anchor,
         })
     }
 }
@@ -134,6 +138,7 @@ mod tests {
             patience: Duration::from_millis(1500),
             revival: vec!["guardian".into(), "--state".into()],
             origin: Some("elsewhere".to_owned()),
+            anchor: Some("outside".to_owned()),
         };
         let file = Saved::of(&config).save().unwrap();
         assert_eq!(Saved::load(file.as_raw_fd()).unwrap(), config);

@@ -252,6 +252,7 @@ impl Served {
             listener,
             runtime: runtime.handle().clone(),
             limits,
+            anchor: None,
         })
         .unwrap();
         Self { server, _runtime: runtime, directory }

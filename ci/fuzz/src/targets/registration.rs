@@ -47,6 +47,7 @@ fn served() -> &'static Served {
         let store = Arc::new(MemoryStore::default());
         let server = PageServer::start(PageServerConfig {
             limits: Limits::for_store(&*store),
+            anchor: None,
             store,
             manifest: Arc::new(smallest()),
             listener: UnixListener::bind(&socket).expect("a socket"),

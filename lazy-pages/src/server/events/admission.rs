@@ -174,6 +174,7 @@ impl EventLoop {
                 let space = self.filler.spaces.add(Space::new(id, object, uffd, state));
                 self.filler.frames().expect_again(&self.filler.layout, object);
                 self.watch(space.uffd().as_fd(), Source::Space(space.id));
+                self.anchor(&space, Some(sender));
                 Ok(())
             }
             // It ran and ended before this thread came to read about it.

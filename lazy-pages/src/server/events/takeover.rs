@@ -78,6 +78,9 @@ impl EventLoop {
         }
         // Children may have been forked that nobody has looked for yet.
         self.forked = true;
+        for (space, pid) in &spaces {
+            self.anchor(space, *pid);
+        }
         for space in self.filler.spaces.all() {
             space.uffd().wake(LOWEST, HIGHEST);
         }
