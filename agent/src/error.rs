@@ -80,15 +80,6 @@ pub enum AgentError {
         /// The root of the tree.
         pid: u32,
     },
-    /// A handover carries memory only.
-    #[error(
-        "{} is open for writing and would have to travel, which it cannot with lazy-direct and lazy-hybrid; use lazy-storage",
-        path.display()
-    )]
-    FilesTravel {
-        /// The first such file.
-        path: PathBuf,
-    },
     /// More memory than a handover can describe.
     #[error("the tree has more memory than can be handed over")]
     TooLarge,
@@ -301,7 +292,6 @@ impl AgentError {
         match self {
             Self::NoSuchProcess { .. } => "no-such-process",
             Self::StillArriving { .. } => "still-arriving",
-            Self::FilesTravel { .. } => "files-travel",
             Self::TooLarge => "too-large",
             Self::RunsElsewhere { .. } => "runs-elsewhere",
             Self::NotHandedOver { .. } => "not-handed-over",

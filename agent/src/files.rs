@@ -34,7 +34,7 @@ use std::{path::PathBuf, str::FromStr};
 use serde::Serialize;
 
 pub use self::{
-    capture::{Captured, FileCounts, is_large_image},
+    capture::{Captured, FileCounts, Listed, is_large_image},
     error::FilesError,
     find::{Found, find},
     put_back::PutBackReport,

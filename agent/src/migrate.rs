@@ -24,8 +24,8 @@ use serde::Serialize;
 use tonic::{Status, transport::Channel};
 
 use crate::{
-    AgentError, Strategy,
-    client::{AgentAddress, channel, refused},
+    AgentError, FileRules, Strategy,
+    client::{AgentAddress, channel, refused, wire_files},
     service::tls::Files,
 };
 
@@ -53,6 +53,8 @@ pub struct MigrateRequest {
     pub source_for_target: Option<AgentAddress>,
     /// What to show to both agents.
     pub files: Option<Files>,
+    /// Which of its files travel with it.
+    pub rules: FileRules,
     /// Take a checkpoint first, while it runs.
     pub warm_up: bool,
     /// Wait until every page is at the target.
@@ -232,6 +234,7 @@ async fn warm_up(agent: &mut AgentClient<Channel>, request: &MigrateRequest) -> 
         app: request.app.to_string(),
         pid: request.pid,
         launcher: request.launcher.clone().unwrap_or_default(),
+        files: Some(wire_files(&request.rules)?),
         ..Default::default()
     };
     outcome(agent.pre_checkpoint(request).await).map(drop)
@@ -246,6 +249,7 @@ async fn final_dump(
         app: request.app.to_string(),
         pid: request.pid,
         launcher: request.launcher.clone().unwrap_or_default(),
+        files: Some(wire_files(&request.rules)?),
         strategy: wire_strategy(request.strategy).into(),
         ..Default::default()
     };

@@ -1,11 +1,11 @@
 //! `checkpoint`: a running tree goes into the store, once or at intervals.
 
-use std::{path::PathBuf, process::ExitCode, str::FromStr, sync::Arc, time::Duration};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args;
 use lazy_pages::{catalog::Retention, ids::AppId};
 use migration_agent::{
-    Agent, AgentError, CheckpointRequest, DEFAULT_FILE_LIMIT, FileRules, HookCall, OpenFiles, Progress,
+    Agent, AgentError, CheckpointRequest, HookCall, Progress,
     checkpoint::DEFAULT_MAX_CHAIN_DEPTH,
     launcher,
     periodic::{Event, Periodic, Stop},
@@ -16,6 +16,7 @@ use super::{
     args::Global,
     commands::agent,
     duration,
+    files::FileOptions,
     hooks::HookOptions,
     inspect::describe_checkpoint,
     output::{Output, ProgressLine, human_bytes},
@@ -63,19 +64,8 @@ pub struct Checkpoint {
     /// After each of these keep those younger than this, as `gc` does
     #[arg(long, value_name = "TIME", value_parser = duration::parse, requires = "every")]
     pub keep_for: Option<Duration>,
-    /// Carry this file or directory too, whether open or not; can be given several times
-    #[arg(long, value_name = "PATH")]
-    pub path: Vec<PathBuf>,
-    /// Files open for writing: `carry` them, expect them to be the `same` where it is restored, or `ignore` them
-    #[arg(long, default_value = "carry", value_name = "carry|same|ignore")]
-    pub files: OpenFiles,
-    /// Do not carry what is here, because it is on a volume that is seen from everywhere: a restore wants it unmodified;
-    /// can be given several times
-    #[arg(long, value_name = "PATH")]
-    pub same: Vec<PathBuf>,
-    /// Refuse to carry more bytes than this in all
-    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(DEFAULT_FILE_LIMIT))]
-    pub file_limit: ByteSize,
+    #[command(flatten)]
+    pub files: FileOptions,
     /// Call this before the tree is frozen: a command (words, no quoting, no shell) or an http:// address
     #[arg(long, value_name = "CMD|URL")]
     pub before_freeze: Option<HookCall>,
@@ -83,33 +73,6 @@ pub struct Checkpoint {
     pub hooks: HookOptions,
     #[command(flatten)]
     pub through: Through,
-}
-
-/// A number of bytes, typed with or without a unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ByteSize(u64);
-
-const UNITS: [(&str, u64); 5] =
-    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("", 1)];
-
-impl FromStr for ByteSize {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let size = UNITS.iter().find_map(|(unit, bytes)| {
-            let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
-            number.checked_mul(*bytes)
-        });
-        size.map(Self).ok_or_else(|| format!("`{text}` is no size: use 800MiB, 5GiB or a number of bytes"))
-    }
-}
-
-impl std::fmt::Display for ByteSize {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let unit = UNITS.iter().find(|(_, bytes)| self.0 >= *bytes && self.0.is_multiple_of(*bytes));
-        let (unit, bytes) = unit.unwrap_or(&("", 1));
-        write!(f, "{}{unit}", self.0 / bytes)
-    }
 }
 
 /// The root of the tree that is meant; 0 if only the agent that is asked can know it.
@@ -120,12 +83,6 @@ pub fn root(typed: &Checkpoint) -> Result<u32, AgentError> {
         (None, Some(directory)) => launcher::root_of(directory),
         (None, None) => Err(AgentError::Usage("there is neither --pid nor --launcher".to_owned())),
     }
-}
-
-/// Which files travel.
-pub fn file_rules(typed: &Checkpoint) -> FileRules {
-    let (listed, same) = (typed.path.clone(), typed.same.clone());
-    FileRules { listed, open: typed.files, same, limit: typed.file_limit.0 }
 }
 
 /// Takes one and shows how far it is, or takes one after the other.
@@ -144,7 +101,7 @@ pub fn checkpoint(
     request.launcher = typed.launcher.clone();
     request.leave_running = typed.leave_running;
     request.tcp_established = typed.tcp_established;
-    request.files = file_rules(&typed);
+    request.files = typed.files.rules();
     request.before_freeze = typed.hooks.hook(&typed.before_freeze);
     request.max_chain_depth = typed.max_chain_depth;
     if let Some(every) = typed.every {
@@ -191,22 +148,4 @@ fn periodic(agent: &Agent, periodic: &Periodic, stop: &Stop, output: Output) -> 
     })?;
     tracing::info!(?ended, "no more checkpoints");
     Ok(code)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_read_and_shown_alike() {
-        for (text, bytes) in
-            [("1GiB", 1 << 30), ("1500MiB", 1500 << 20), ("7", 7), ("0", 0), ("2TiB", 2 << 40)]
-        {
-            let size: ByteSize = text.parse().unwrap();
-            assert_eq!((size, size.to_string().as_str()), (ByteSize(bytes), text));
-        }
-        for nonsense in ["", "GiB", "1GB", "-1", "99999999TiB", "1.5GiB"] {
-            assert!(nonsense.parse::<ByteSize>().is_err(), "{nonsense}");
-        }
-    }
 }

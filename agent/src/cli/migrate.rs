@@ -11,6 +11,7 @@ use migration_agent::{
 };
 
 use super::{
+    files::FileOptions,
     output::Output,
     remote::{Certificates, SOCKET},
 };
@@ -59,6 +60,8 @@ pub struct Migrate {
     #[arg(long)]
     pub no_wait: bool,
     #[command(flatten)]
+    pub files: FileOptions,
+    #[command(flatten)]
     pub certificates: Certificates,
 }
 
@@ -74,6 +77,7 @@ pub fn run(typed: Migrate, output: Output) -> Result<(), AgentError> {
         target: typed.to,
         source_for_target: typed.source_address,
         files: typed.certificates.files(),
+        rules: typed.files.rules(),
         warm_up: !typed.cold,
         wait_resident: !typed.no_wait,
     };

@@ -9,6 +9,7 @@ mod checkpoint;
 mod commands;
 mod deadline;
 mod duration;
+mod files;
 mod gc;
 mod generation;
 mod hooks;

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tonic::{Request, transport::Channel};
 
 use super::{
-    checkpoint::{Checkpoint, file_rules},
+    checkpoint::Checkpoint,
     output::{Output, human_bytes},
     restore::Restore,
 };
@@ -171,7 +171,7 @@ pub fn checkpoint(typed: &Checkpoint) -> Result<CheckpointReport, AgentError> {
     let (operation_id, app) = (typed.through.operation(), typed.app.to_string());
     let (pid, tcp_established) = (typed.pid.unwrap_or(0), typed.tcp_established);
     let launcher = typed.launcher.as_deref().map(client::wire_path).transpose()?.unwrap_or_default();
-    let files = Some(client::wire_files(&file_rules(typed))?);
+    let files = Some(client::wire_files(&typed.files.rules())?);
     let before_freeze = typed.hooks.wire(&typed.before_freeze);
     let operation = typed.through.ask(async |mut agent| {
         let answer = if typed.leave_running {

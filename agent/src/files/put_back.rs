@@ -26,6 +26,7 @@ use lazy_pages::{
         Attributes, FRAME_PAGES, FileEntry, FileKind, FilePolicy, Manifest, MemoryMap, ObjectId, PageHash,
         Source, hash_pages,
     },
+    handover::is_handover,
     materialize::{MaterializeError, write_contents},
     reader::{Checkpoint, ReadError},
     units::PAGE_SIZE,
@@ -337,6 +338,8 @@ impl Contents<'_> {
                     return Ok(Todo::Nothing);
                 }
                 let same = match content {
+                    // There are no hashes to compare with before the content is here.
+                    Some(_) if is_handover(self.checkpoint.manifest()) => false,
                     Some(content) => {
                         status.size == file.size && self.is_content_of(path, *content, file.size)?
                     }

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use criu_rpc::{ImageDir, PageObject, Version, images::PagemapEntry};
 use lazy_pages::{
-    format::{Blob, ExternalStream, Manifest, MemoryMap, PageHash, Statistics},
+    format::{Blob, ExternalStream, Manifest, MemoryMap, ObjectId, PageHash, Statistics},
     handover::{Laid, ObjectPages, lay_out},
     ids::{AppId, CheckpointId},
     units::VirtAddr,
@@ -19,13 +19,14 @@ use lazy_pages::{
 use crate::{
     dumped_images::{DumpedImages, object_id},
     error::AgentError,
+    files::Listed,
     host,
 };
 
 /// CRIU's map of each object, and the number of its pages file.
 pub type Pagemaps = HashMap<PageObject, (u32, Vec<PagemapEntry>)>;
 
-/// Reads the images, which CRIU has just written to `images`. What holds pages of shared memory goes to `pages`, because the
+/// Reads the images, which CRIU has just written to `images`, and lists the files that travel with them. What holds pages of shared memory goes to `pages`, because the
 /// images of a handover are those of a lazy restore, which have none.
 ///
 /// # Errors
@@ -35,9 +36,11 @@ pub fn describe(
     (images, pages): (&Path, &Path),
     version: Version,
     streams: Vec<ExternalStream>,
+    list: impl FnOnce() -> Result<Listed, AgentError>,
 ) -> Result<(Manifest, Bytes, Pagemaps), AgentError> {
     let pagemaps = pagemaps(images)?;
     set_aside(images, pages).map_err(AgentError::path("move images from", images))?;
+    let files = list()?;
     let mut dumped = DumpedImages::read(images, &pagemaps, &HashMap::new())?;
     let mut objects: Vec<ObjectPages> = pagemaps
         .iter()
@@ -48,6 +51,12 @@ pub fn describe(
             present: entries.iter().map(|entry| (VirtAddr::containing(entry.vaddr), entry.pages)).collect(),
         })
         .collect();
+    objects.extend(files.contents.into_iter().map(|(content, present)| ObjectPages {
+        id: ObjectId::File(content),
+        pages_id: 0,
+        vmas: Vec::new(),
+        present,
+    }));
     objects.sort_by_key(|object| object.id);
     let Laid { objects, packs, frames } = lay_out(id, objects).ok_or(AgentError::TooLarge)?;
     let stored: u64 = objects.iter().map(MemoryMap::stored_pages).sum();
@@ -67,8 +76,8 @@ pub fn describe(
         // Of pages nobody has read.
         page_hashes: Blob { length: stored * PageHash::BYTES as u64, hash: [0; 32] },
         streams,
-        files: Vec::new(),
-        large_images: Vec::new(),
+        files: files.files,
+        large_images: files.large_images,
         statistics: Statistics { pages_total: stored, ..Statistics::default() },
     };
     Ok((manifest, dumped.bundle, pagemaps))

@@ -1,9 +1,14 @@
 //! The memory of a stopped tree, by the frames of its handover.
 //!
 //! What always holds: what is given is what the process held when it was stopped, with its hash. A page that cannot be read
-//! is an error. Nothing is cached; each frame is read when it is asked for, by any number of threads at once.
+//! is an error, and so is one of a file that somebody else has changed since: its tree could not, being stopped. Nothing is cached; each frame is read when it is asked for, by any number of threads at once.
 
-use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::unix::fs::{FileExt, MetadataExt},
+};
 
 use bytes::{Bytes, BytesMut};
 use criu_rpc::images::PagemapEntry;
@@ -23,6 +28,19 @@ enum Place {
     Task(File),
     /// In one of CRIU's pages files, which hold shared memory, one entry after another.
     Image { file: File, entries: Vec<(PagemapEntry, u64)> },
+    /// In a file that belongs to it.
+    Content(Content),
+}
+
+/// A file whose content belongs to a stopped tree.
+#[derive(Debug)]
+pub struct Content {
+    /// Where it is.
+    pub file: File,
+    /// How much of it belongs to the tree.
+    pub size: u64,
+    /// When it was written to last, seconds and nanoseconds, if that tells of every write.
+    pub modified: Option<(i64, i64)>,
 }
 
 /// See the module's description.
@@ -33,13 +51,15 @@ pub struct StoppedMemory {
 }
 
 impl StoppedMemory {
-    /// The memory that `manifest` describes. `shared` gives the pagemap of a shared object and the file that its pages are in.
+    /// The memory that `manifest` describes. `shared` gives the pagemap of a shared object and the file that its pages are in,
+    /// `content` a content of files.
     ///
     /// # Errors
     /// When a task is gone, or a file is missing.
     pub fn open(
         manifest: &Manifest,
         mut shared: impl FnMut(u64) -> io::Result<(Vec<PagemapEntry>, File)>,
+        mut content: impl FnMut(u32) -> io::Result<Content>,
     ) -> io::Result<Self> {
         let place = |object: ObjectId| match object {
             ObjectId::Task(pid) => File::open(format!("/proc/{pid}/mem")).map(Place::Task),
@@ -52,7 +72,7 @@ impl StoppedMemory {
                 };
                 Place::Image { file, entries: entries.into_iter().map(with_offset).collect() }
             }),
-            ObjectId::File(_) => Err(io::Error::other("a handover carries no files")),
+            ObjectId::File(number) => content(number).map(Place::Content),
         };
         let places = manifest.objects.iter().map(|map| map.id).map(place).collect::<io::Result<_>>()?;
         Ok(Self { map: FrameMap::new(manifest), places })
@@ -93,6 +113,23 @@ impl StoppedMemory {
             // Past the end of what is mapped, and after the end of the task, there is nothing: an error.
             Place::Task(memory) => memory.read_exact_at(bytes, piece.start.get()),
             Place::Image { file, entries } => read_image(file, entries, piece.start, bytes),
+            Place::Content(content) => content.read(piece.start.get(), bytes),
+        }
+    }
+}
+
+impl Content {
+    /// Reads pages, of which the last may reach beyond the end.
+    fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let inside = self.size.saturating_sub(offset).min(bytes.len() as u64) as usize;
+        self.file.read_exact_at(&mut bytes[..inside], offset)?;
+        bytes[inside..].fill(0);
+        let now = self.file.metadata()?;
+        match self.modified {
+            Some(modified) if modified != (now.mtime(), now.mtime_nsec()) => {
+                Err(io::Error::other("a file of the stopped tree was changed by somebody else"))
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use criu_rpc::{DumpOptions, Notification};
 use lazy_pages::{
     catalog::{Catalog, CatalogError},
-    format::{FilePolicy, MAX_MANIFEST, Manifest, ObjectId, Source, Vma, keys},
+    format::{MAX_MANIFEST, Manifest, ObjectId, Source, Vma, keys},
     handover::Piece,
     ids::{AppId, CheckpointId, PackId},
     store::ObjectStore,
@@ -30,7 +30,7 @@ use nix::{
 
 use super::{
     describe::{describe, shared},
-    memory::StoppedMemory,
+    memory::{Content, StoppedMemory},
     saved::{Saved, StoppedTask},
 };
 use crate::{
@@ -41,7 +41,7 @@ use crate::{
     container,
     error::AgentError,
     fence::{Claim, Fence, Runner},
-    files::{self, FileRules},
+    files::{self, FileRules, Listed},
     launcher::{Fate, Leaving},
     progress::{Progress, Stage},
     tree::{self, Tree},
@@ -64,6 +64,8 @@ pub struct HandoverRequest {
     pub launcher: Option<PathBuf>,
     /// A checkpoint will be made of the stopped tree.
     pub upload: bool,
+    /// Which files travel with it.
+    pub files: FileRules,
     /// Gives it up, until the tree may be run elsewhere; it runs on then.
     pub cancel: Cancel,
 }
@@ -71,7 +73,8 @@ pub struct HandoverRequest {
 impl HandoverRequest {
     /// A new handover, of which no checkpoint is made.
     pub fn new(app: AppId, pid: u32) -> Self {
-        Self { app, pid, id: None, launcher: None, upload: false, cancel: Cancel::default() }
+        let (files, cancel) = (FileRules::default(), Cancel::default());
+        Self { app, pid, id: None, launcher: None, upload: false, files, cancel }
     }
 }
 
@@ -104,14 +107,15 @@ impl Agent {
     /// restored itself: it can only be checkpointed.
     pub fn hand_over(&self, request: &HandoverRequest, progress: &Progress) -> Result<Handover, AgentError> {
         progress.enter(Stage::Preparing);
-        let HandoverRequest { app, pid, launcher, upload, cancel, .. } = request;
+        let HandoverRequest { app, pid, launcher, upload, files: rules, cancel, .. } = request;
         let criu = self.criu()?;
         let tree = Tree::of(*pid)?;
         let look = Look::at(&tree, app)?;
         if look.served().is_some() {
             return Err(AgentError::StillArriving { pid: *pid });
         }
-        refuse_files(&tree, launcher.is_some())?;
+        let view = files::view_of(launcher.is_some(), *pid)?;
+        files::find(&tree, rules, &view)?.within(rules.limit)?;
         let version = criu.version()?;
         let fence = Fence::new(Arc::clone(&self.store), app.clone());
         let (probe, newest) = self.block_on(async { tokio::join!(self.store.probe(), fence.newest()) });
@@ -150,11 +154,13 @@ impl Agent {
                 // That nothing is missing which a page server still had is only known now.
                 look.pending()?;
                 let tree = Tree::of(*pid)?;
-                refuse_files(&tree, launcher.is_some())?;
+                let found = files::find(&tree, rules, &view)?;
                 saved.frozen(&tree);
                 saved.write(&directory).map_err(AgentError::path("write", &directory))?;
-                let (manifest, bundle, _) = describe((app, id), (&images, &pages), version, streams.clone())?;
-                let memory = StoppedMemory::open(&manifest, |id| shared(&pages, id))
+                let list = || Listed::of(found, &images, (&view, rules.limit));
+                let (manifest, bundle, _) =
+                    describe((app, id), (&images, &pages), version, streams.clone(), list)?;
+                let memory = memory_of(&manifest, &saved, &directory)
                     .map_err(AgentError::io("cannot read the memory of the stopped tree"))?;
                 self.block_on(put(&*self.store, &manifest, bundle))?;
                 // From here on CRIU stops the tree whatever is said.
@@ -230,8 +236,7 @@ impl Agent {
                     continue;
                 }
             };
-            let pages = directory.join("pages");
-            let memory = StoppedMemory::open(&manifest, |id| shared(&pages, id)).map_err(failed())?;
+            let memory = memory_of(&manifest, &saved, &directory).map_err(failed())?;
             let handover = self.handover(directory, saved, manifest, memory, (app, id));
             if handover.saved.offered {
                 found.push(handover);
@@ -424,8 +429,8 @@ impl Handover {
             host: self.manifest.host.clone(),
             streams: self.manifest.streams.clone(),
             bundle,
-            files: Vec::new(),
-            large_images: Vec::new(),
+            files: self.manifest.files.clone(),
+            large_images: self.manifest.large_images.clone(),
         }
     }
 
@@ -506,16 +511,23 @@ fn is_same(task: &StoppedTask) -> bool {
     tree::identity(task.pid) == Some(task.identity)
 }
 
-/// Files that would travel with a checkpoint do not with a handover.
-fn refuse_files(tree: &Tree, launched: bool) -> Result<(), AgentError> {
-    let view = files::view_of(launched, tree.root())?;
-    let found = files::find(tree, &FileRules::default(), &view)?;
-    let carried = || found.files.iter().filter(|(_, file)| file.policy == FilePolicy::Carry);
-    // Directories are there for what is in them, which may have lost its name.
-    match carried().find(|(_, file)| file.status.is_regular()).or_else(|| carried().next()) {
-        Some((path, _)) => Err(AgentError::FilesTravel { path: path.clone() }),
-        None => Ok(()),
-    }
+/// Where everything is that a stopped tree holds.
+fn memory_of(manifest: &Manifest, saved: &Saved, directory: &Path) -> io::Result<StoppedMemory> {
+    let view = files::view_of(saved.launcher.is_some(), saved.root).map_err(io::Error::other)?;
+    let content = |number| {
+        if let Some(image) = manifest.large_images.iter().find(|image| image.content == number) {
+            let file = fs::File::open(directory.join("images").join(&image.name))?;
+            return Ok(Content { file, size: image.size, modified: None });
+        }
+        let file = manifest.files.iter().find(|file| file.content() == Some(number));
+        let found = file.ok_or_else(|| io::Error::other(format!("no file has content {number}")))?;
+        let file = fs::File::open(view.at(&found.path))?;
+        let written = found.attributes.modified;
+        // Writes that it does not tell of are the tree's own, which is stopped.
+        let modified = Some((written.seconds, written.nanoseconds.into()));
+        Ok(Content { file, size: found.size, modified })
+    };
+    StoppedMemory::open(manifest, |id| shared(&directory.join("pages"), id), content)
 }
 
 /// Waits until CRIU, whose agent may have died, has let go of the tree: only then it is known whether it stays stopped.

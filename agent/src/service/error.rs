@@ -71,7 +71,6 @@ pub fn status(detail: &ErrorDetail) -> Status {
         | Reason::RunsElsewhere
         | Reason::NotHandedOver
         | Reason::HandoverOver
-        | Reason::FilesTravel
         | Reason::Hook
         | Reason::WrongMachine
         | Reason::NotRoot

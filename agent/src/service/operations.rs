@@ -33,7 +33,8 @@ use super::{
     wire,
 };
 use crate::{
-    Agent, AgentError, Cancel, CheckpointReport, CheckpointRequest, Hook, Progress, RestoreRequest, Restored,
+    Agent, AgentError, Cancel, CheckpointReport, CheckpointRequest, FileRules, Hook, Progress,
+    RestoreRequest, Restored,
     handover::{HandedOver, Handover, HandoverRequest},
     launcher::{self, Waiting},
     migrate::wire_strategy,
@@ -401,9 +402,7 @@ impl Operations {
     fn checkpoint(&self, entry: &Entry, pid: u32, spec: &Spec) -> Result<CheckpointReport, AgentError> {
         let mut request = CheckpointRequest::new(app_of(spec)?, pid);
         request.launcher = launcher_of(spec);
-        if let Some(rules) = &spec.files {
-            request.files = wire::file_rules(rules).map_err(AgentError::Usage)?;
-        }
+        request.files = rules_of(spec)?;
         if let Some(depth) = spec.max_chain_depth {
             request.max_chain_depth = depth;
         }
@@ -424,6 +423,7 @@ impl Operations {
             launcher: launcher_of(spec),
             id: entry.record().checkpoint.as_deref().map(id_of).transpose()?,
             upload: spec.strategy == "lazy-hybrid",
+            files: rules_of(spec)?,
             cancel: entry.cancel.clone(),
         };
         let handover = Arc::new(self.agent.hand_over(&request, &entry.progress)?);
@@ -693,6 +693,11 @@ fn record_of(call: &Call, root: u32) -> Record {
 
 fn launcher_of(spec: &Spec) -> Option<PathBuf> {
     Some(&spec.launcher).filter(|directory| !directory.is_empty()).map(PathBuf::from)
+}
+
+fn rules_of(spec: &Spec) -> Result<FileRules, AgentError> {
+    let rules = spec.files.as_ref().map(wire::file_rules).transpose().map_err(AgentError::Usage)?;
+    Ok(rules.unwrap_or_default())
 }
 
 fn app_of(spec: &Spec) -> Result<AppId, AgentError> {

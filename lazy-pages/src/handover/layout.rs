@@ -43,6 +43,11 @@ pub struct Laid {
     pub frames: Vec<FrameEntry>,
 }
 
+/// Whether this manifest describes a stopped tree, whose pages nobody has read and hashed yet.
+pub fn is_handover(manifest: &Manifest) -> bool {
+    manifest.frames.iter().any(|frame| frame.codec == Codec::AtSource)
+}
+
 /// The number of the pack among those of handover `id`; `None` if it is another's, and exists.
 pub fn pack_of(id: CheckpointId, pack: PackId) -> Option<u16> {
     let (name, number) =

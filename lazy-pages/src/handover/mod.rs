@@ -15,6 +15,6 @@ mod layout;
 mod store;
 
 pub use self::{
-    layout::{FrameMap, Laid, ObjectPages, Piece, lay_out, pack_of},
+    layout::{FrameMap, Laid, ObjectPages, Piece, is_handover, lay_out, pack_of},
     store::{HandoverStore, PageSource, append_hash},
 };
