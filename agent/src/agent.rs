@@ -3,7 +3,10 @@
 use std::{path::PathBuf, sync::Arc};
 
 use criu_rpc::Criu;
-use lazy_pages::store::{self, ObjectStore, StoreUrl};
+use lazy_pages::{
+    server::daemon::Stores,
+    store::{self, ObjectStore, StoreUrl},
+};
 use tokio::runtime::Runtime;
 
 use crate::error::AgentError;
@@ -39,6 +42,23 @@ impl Agent {
         criu: Option<PathBuf>,
         work_parent: Option<PathBuf>,
     ) -> Result<Self, AgentError> {
+        Self::with_stores(store::open, store_url, criu, work_parent)
+    }
+
+    /// The same with a store of the caller's own, which `stores` makes of an address. The page server of a lazy restore is
+    /// another process and makes it anew, so the program that is named as that has to call [`serve_pages`] with the same
+    /// function.
+    ///
+    /// [`serve_pages`]: crate::serving::serve_pages
+    ///
+    /// # Errors
+    /// When the store cannot be opened. It is not talked to yet.
+    pub fn with_stores(
+        stores: Stores,
+        store_url: StoreUrl,
+        criu: Option<PathBuf>,
+        work_parent: Option<PathBuf>,
+    ) -> Result<Self, AgentError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("store")
@@ -47,7 +67,7 @@ impl Agent {
             .map_err(AgentError::io("cannot start the runtime"))?;
         let store = {
             let _context = runtime.enter();
-            store::open(&store_url)?
+            stores(&store_url)?
         };
         Ok(Self { store, store_url, runtime, criu, work_parent })
     }

@@ -100,7 +100,6 @@ impl PageServerProcess {
             .arg(format!("--patience={}", patience.as_secs()))
             .args(origin.as_ref().map(|origin| format!("--origin={origin}")))
             .args(anchor.as_ref().map(|directory| format!("--anchor={directory}")))
-            .arg("--json")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(stderr);

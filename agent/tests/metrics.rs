@@ -2,38 +2,13 @@
 
 mod common;
 
-use std::{
-    fs,
-    io::{Read, Write},
-    net::TcpStream,
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
 use common::{
     Fixture, LIMIT, collect_orphans, intact,
-    service::{SOON, Service},
+    service::{SOON, Service, scrape, value},
 };
 use migration_harness::{process, workload::Workload};
-
-/// What the service at this address counts, as it says it.
-fn scrape(service: &Service) -> String {
-    let mut stream = TcpStream::connect(service.reached["metrics"].as_str().unwrap()).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 200") && head.contains("application/openmetrics-text"), "{head}");
-    assert!(body.trim_end().ends_with("# EOF"), "{body}");
-    body.to_owned()
-}
-
-/// The sum of all values with this name whose labels contain `labels`.
-fn value(text: &str, name: &str, labels: &str) -> f64 {
-    let lines = text.lines().filter(|line| {
-        line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])) && line.contains(labels)
-    });
-    lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
-}
 
 #[track_caller]
 fn wait_gone(workload: &Workload) {

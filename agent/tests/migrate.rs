@@ -15,7 +15,10 @@ use std::{
     time::Duration,
 };
 
-use common::{Fixture, LIMIT, intact, service::Service};
+use common::{
+    Fixture, LIMIT, intact,
+    service::{Service, scrape, value},
+};
 use migration_harness::{machine::own_pids, process, workload::Workload};
 use serde_json::Value;
 
@@ -34,7 +37,7 @@ fn serve(fixture: &Fixture, name: &str, port: u16) -> (Command, std::path::PathB
         fixture.agent(&["serve", "--json", "--insecure-plaintext", "--claim-timeout", "5", "--listen"]);
     command
         .arg(format!("127.0.0.1:{port}"))
-        .arg("--socket")
+        .args(["--metrics", "127.0.0.1:0", "--socket"])
         .arg(&socket)
         .arg("--state-dir")
         .arg(place.join("state"))
@@ -91,7 +94,7 @@ fn an_application_moves_with_every_strategy() {
     {
         let fixture = Fixture::s3();
         let port = process::free_port().unwrap();
-        let _source = source(&fixture, port);
+        let source = source(&fixture, port);
         let target = Target::start(&fixture);
         let mut workload = Workload::start(scenario, &["--mib", "48"]).unwrap();
         let here: Vec<i32> = workload.tasks().iter().map(|task| task.pid).collect();
@@ -106,6 +109,20 @@ fn an_application_moves_with_every_strategy() {
         println!("{strategy} moved {scenario} in {} ms", moved["moved_ms"]);
         workload.follow().unwrap();
         intact(&workload);
+        if let Some(pages_from) = match strategy {
+            "lazy-direct" => Some("source-agent"),
+            "lazy-hybrid" => Some("source-agent-or-store"),
+            _ => None,
+        } {
+            assert_eq!(value(&scrape(&source), "migration_frozen_seconds_count", "kind=\"handover\""), 1.0);
+            assert!(value(&scrape(&source), "migration_handed_over_bytes_total", "") > 0.0);
+            let resident = || value(&scrape(&target.service), "migration_resident_seconds_count", "") == 1.0;
+            assert!(process::wait_until(LIMIT, resident));
+            let labels = format!("source=\"{pages_from}\"");
+            assert!(value(&scrape(&target.service), "migration_faults_total", &labels) > 0.0, "{strategy}");
+            let over = || value(&scrape(&source), "migration_stopped_trees", "") == 0.0;
+            assert!(process::wait_until(LIMIT, over), "{strategy}: the source still has a stopped tree");
+        }
         for pid in here {
             assert!(process::wait_gone(pid, LIMIT), "{strategy}: the source's pid {pid} is left");
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lazy_pages::store::StoreUrl;
+use migration_agent::serving::Serving;
 
 use super::{
     checkpoint::Checkpoint,
@@ -13,7 +14,6 @@ use super::{
     inspect::{Delete, List, OneCheckpoint, Verify},
     launch::{Launch, Run},
     migrate::Migrate,
-    page_server::PageServer,
     pin::{Pin, Unpin},
     remote::{Cancel, Status, Watch},
     restore::Restore,
@@ -121,14 +121,6 @@ pub enum Command {
     Unpin(Unpin),
     /// Delete the checkpoints that need not be kept
     Gc(Gc),
-    /// Serve the pages of one lazy restore (started by `restore`)
-    #[command(hide = true)]
-    PageServer(PageServer),
-    /// Guard what a page server has left (started by it)
-    #[command(hide = true)]
-    Guardian {
-        /// Number of the descriptor of its state
-        #[arg(long)]
-        state: i32,
-    },
+    #[command(flatten)]
+    Serving(Serving),
 }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use lazy_pages::store;
 use migration_agent::{Agent, AgentError, settings, supervise::Signals};
 use tracing_subscriber::EnvFilter;
 
@@ -10,7 +11,7 @@ use super::{
     args::{Cli, Command, Global, LogFormat},
     check, checkpoint, deadline, gc, generation, inspect, launch, migrate,
     output::Output,
-    page_server, pin, remote, restore, serve,
+    pin, remote, restore, serve,
 };
 
 /// Runs the command line.
@@ -61,8 +62,7 @@ pub fn main() -> ExitCode {
         Command::Pin(pin) => finish(pin::pin(&pin, &cli.global, output), failed),
         Command::Unpin(unpin) => finish(pin::unpin(&unpin, &cli.global, output), failed),
         Command::Gc(gc) => finish(gc::gc(&gc, &cli.global, output), failed),
-        Command::PageServer(server) => page_server::serve(server, &cli.global),
-        Command::Guardian { state } => page_server::guard(state),
+        Command::Serving(serving) => serving.run(store::open),
     }
 }
 

@@ -17,7 +17,6 @@ mod inspect;
 mod launch;
 mod migrate;
 mod output;
-mod page_server;
 mod pin;
 mod remote;
 mod restore;

@@ -20,7 +20,9 @@ use tonic::{Request, Response, Status};
 
 use super::{
     api::{allow, broken, caller_of, refused},
-    error, wire,
+    error,
+    metrics::Metrics,
+    wire,
 };
 use crate::{
     Agent, AgentError, Progress,
@@ -41,6 +43,7 @@ pub struct Handovers {
     /// How long a stopped tree waits for somebody to run it before it is taken back.
     claim_timeout: Duration,
     kept: Mutex<HashMap<CheckpointId, Arc<Handover>>>,
+    metrics: Arc<Metrics>,
 }
 
 impl Handovers {
@@ -48,9 +51,13 @@ impl Handovers {
     ///
     /// # Errors
     /// When it cannot be known what they are.
-    pub fn open(agent: Arc<Agent>, claim_timeout: Duration) -> Result<Arc<Self>, AgentError> {
+    pub fn open(
+        agent: Arc<Agent>,
+        claim_timeout: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, AgentError> {
         let found = agent.handovers()?;
-        let handovers = Arc::new(Self { agent, claim_timeout, kept: Mutex::default() });
+        let handovers = Arc::new(Self { agent, claim_timeout, kept: Mutex::default(), metrics });
         for handover in found {
             tracing::warn!(app = %handover.app(), id = %handover.id(), "a tree is stopped since before this agent");
             handovers.keep(Arc::new(handover))?;
@@ -63,7 +70,7 @@ impl Handovers {
     /// # Errors
     /// When a thread cannot be started.
     pub fn keep(self: &Arc<Self>, handover: Arc<Handover>) -> Result<(), AgentError> {
-        self.lock().insert(handover.id(), Arc::clone(&handover));
+        self.change(|kept| drop(kept.insert(handover.id(), Arc::clone(&handover))));
         if handover.will_be_uploaded() {
             let (agent, handover) = (Arc::clone(&self.agent), Arc::clone(&handover));
             spawn("upload", move || upload(&agent, &handover))?;
@@ -103,7 +110,13 @@ impl Handovers {
                 }
             }
         }
-        self.lock().remove(&handover.id());
+        self.change(|kept| drop(kept.remove(&handover.id())));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut HashMap<CheckpointId, Arc<Handover>>)) {
+        let mut kept = self.lock();
+        change(&mut kept);
+        self.metrics.stopped_trees(kept.len());
     }
 
     /// Rule 3: somebody runs it, and everything is in the store.
@@ -176,8 +189,10 @@ impl handovers_server::Handovers for HandoversApi {
         let name: PackId = name.parse().map_err(|_| Status::invalid_argument("no pack has such a name"))?;
         let (sender, receiver) = mpsc::channel(AHEAD);
         // Reading memory blocks, and packing it takes a processor.
+        let metrics = Arc::clone(&self.handovers.metrics);
         spawn_blocking(move || {
             let sent = handover.read_frames(name, offset, length, &mut |frame| {
+                metrics.handed_over(frame.len() as u64);
                 let (data, plain_length) = pack(frame);
                 sender.blocking_send(Ok(Frame { data, plain_length })).is_ok()
             });

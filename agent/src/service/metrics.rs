@@ -4,7 +4,7 @@
 //!
 //! | | from | until |
 //! |---|---|---|
-//! | `migration_frozen_seconds` | the first task stops | the last one ends or goes on |
+//! | `migration_frozen_seconds` | the first task stops | the last one ends or goes on; of a handover, until it may run elsewhere |
 //! | `migration_dump_seconds` | the beginning of a checkpoint | its end |
 //! | `migration_upload_seconds` | all memory has been read | the last object is durable |
 //! | `migration_resume_seconds` | the beginning of a restore | the tree runs |
@@ -35,7 +35,7 @@ use prometheus_client::{
 use tokio::{net::TcpListener, task::spawn_blocking};
 
 use super::{error::word, journal::Kind};
-use crate::{Progress, Residency, Stage};
+use crate::{Progress, Residency, Stage, Strategy};
 
 /// How long a scraper may take to ask.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -68,6 +68,8 @@ pub struct Metrics {
     integrity: Family<Labels, Counter>,
     missing: Family<Labels, Gauge>,
     waiting: Family<Labels, Gauge>,
+    handed_over: Counter,
+    stopped: Gauge,
 }
 
 fn seconds() -> Histogram {
@@ -97,6 +99,8 @@ impl Default for Metrics {
             integrity: Family::default(),
             missing: Family::default(),
             waiting: Family::default(),
+            handed_over: Counter::default(),
+            stopped: Gauge::default(),
         };
         new.register();
         new
@@ -148,6 +152,13 @@ impl Metrics {
         all.register("integrity_failures", "Data that was not what had been stored", self.integrity.clone());
         all.register("missing_pages", "Pages that restored trees still lack", self.missing.clone());
         all.register("waiting_frames", "Frames that restored trees wait for now", self.waiting.clone());
+        let help = "Memory of trees that are stopped here, given to whoever runs them elsewhere";
+        all.register_with_unit("handed_over", help, Unit::Bytes, self.handed_over.clone());
+        all.register(
+            "stopped_trees",
+            "Trees that are stopped here to be run elsewhere",
+            self.stopped.clone(),
+        );
     }
 
     /// A checkpoint is there.
@@ -168,8 +179,9 @@ impl Metrics {
         count("zero", result.pages_zero);
         count("unchanged", result.pages_unchanged);
         count("stored", result.pages_stored);
-        self.moved("uploaded", result.bytes_uploaded);
-        self.moved("dumped", result.bytes_memory);
+        self.moved("uploaded", "store", result.bytes_uploaded);
+        // Dumped memory comes from the tree and goes no further by itself.
+        self.moved("dumped", "memory", result.bytes_memory);
         let ratio = |part: u64, of: u64| part as f64 / of as f64;
         let app = vec![("app", result.app.clone())];
         let known = result.pages_total.saturating_sub(result.pages_zero);
@@ -182,20 +194,42 @@ impl Metrics {
         }
     }
 
+    /// A tree is stopped, and may be run elsewhere.
+    pub fn stopped(&self, after_ms: Option<f64>) {
+        if let Some(ms) = after_ms {
+            self.frozen.get_or_create(&vec![("kind", "handover".to_owned())]).observe(ms / 1e3);
+        }
+    }
+
+    /// How many trees are stopped.
+    pub fn stopped_trees(&self, count: usize) {
+        self.stopped.set(count as i64);
+    }
+
+    /// Memory of a stopped tree was given away.
+    pub fn handed_over(&self, bytes: u64) {
+        self.handed_over.inc_by(bytes);
+    }
+
     /// A restored tree runs.
     pub fn resumed(&self, after: Duration) {
         self.resume.observe(after.as_secs_f64());
     }
 
     /// A restored tree has all of its pages.
-    pub fn resident(&self, residency: &Residency, server: Option<&ServerStats>) {
+    pub fn resident(&self, residency: &Residency, server: Option<&ServerStats>, strategy: Strategy) {
+        let source = match strategy {
+            Strategy::Full | Strategy::LazyStorage => "store",
+            Strategy::LazyDirect => "source-agent",
+            Strategy::LazyHybrid => "source-agent-or-store",
+        };
         self.resident.observe(residency.resident_ms / 1e3);
-        self.moved("fetched", residency.fetched_bytes);
+        self.moved("fetched", source, residency.fetched_bytes);
         let Some(server) = server else { return };
         if let Some(ms) = server.first_fault_ms {
             self.first_fault.observe(ms as f64 / 1e3);
         }
-        self.faults.get_or_create(&vec![("source", "store".to_owned())]).inc_by(server.faults);
+        self.faults.get_or_create(&vec![("source", source.to_owned())]).inc_by(server.faults);
         self.stalled.inc_by(server.stalled_us as f64 / 1e6);
         let limits = STALL_LIMITS_US.iter().map(|limit| *limit as f64 / 1e6).chain([f64::INFINITY]);
         for (count, limit) in server.stalls.iter().zip(limits) {
@@ -220,9 +254,7 @@ impl Metrics {
         self.integrity.get_or_create(&vec![("seen_by", seen_by.to_owned())]).inc_by(times);
     }
 
-    fn moved(&self, direction: &str, bytes: u64) {
-        // Dumped memory comes from the tree and goes no further by itself.
-        let tier = if direction == "dumped" { "memory" } else { "store" };
+    fn moved(&self, direction: &str, tier: &str, bytes: u64) {
         let labels = vec![("direction", direction.to_owned()), ("tier", tier.to_owned())];
         self.bytes.get_or_create(&labels).inc_by(bytes);
     }

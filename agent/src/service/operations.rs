@@ -427,6 +427,7 @@ impl Operations {
             cancel: entry.cancel.clone(),
         };
         let handover = Arc::new(self.agent.hand_over(&request, &entry.progress)?);
+        self.metrics.stopped(handover.stopped_ms());
         if let Err(error) = self.handovers.keep(Arc::clone(&handover)) {
             // Nobody was told of it, and nobody would look after it.
             handover.take_back()?;
@@ -519,11 +520,12 @@ impl Operations {
                 tracing::error!(%error, pid = root, "nobody tells the launcher how the restored tree ends");
             }
         }
+        let strategy = restored.strategy;
         match restored.follow() {
             Ok((residency, server)) => {
                 let (resident_ms, faults) = (residency.resident_ms, residency.faults);
                 tracing::info!(resident_ms, faults, "all pages are in memory");
-                self.metrics.resident(&residency, server.as_ref());
+                self.metrics.resident(&residency, server.as_ref(), strategy);
             }
             Err(error) => tracing::error!(%error, "pages of the restored tree cannot be had any more"),
         }

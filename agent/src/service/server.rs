@@ -101,7 +101,7 @@ async fn run(agent: Arc<Agent>, config: Config, ready: impl FnOnce(&Reached)) ->
     let (taking_up, state, program) = (Arc::clone(&agent), config.state, config.program);
     let (hooks, counted) = (config.hooks, Arc::clone(&metrics));
     let taken_up = tokio::task::spawn_blocking(move || {
-        let handovers = Handovers::open(Arc::clone(&taking_up), config.claim_timeout)?;
+        let handovers = Handovers::open(Arc::clone(&taking_up), config.claim_timeout, Arc::clone(&counted))?;
         let kept = Arc::clone(&handovers);
         let operations = Operations::open(taking_up, kept, &state, program, files, hooks, counted)?;
         Ok((handovers, operations))

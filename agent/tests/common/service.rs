@@ -1,7 +1,8 @@
 //! An agent that serves, for tests: started, asked, ended and killed.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::mpsc,
@@ -122,3 +123,23 @@ impl Drop for Service {
 
 /// Enough for what should be at once.
 pub const SOON: Duration = Duration::from_secs(10);
+
+/// What the service at this address counts, as it says it.
+pub fn scrape(service: &Service) -> String {
+    let mut stream = TcpStream::connect(service.reached["metrics"].as_str().unwrap()).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200") && head.contains("application/openmetrics-text"), "{head}");
+    assert!(body.trim_end().ends_with("# EOF"), "{body}");
+    body.to_owned()
+}
+
+/// The sum of all values with this name whose labels contain `labels`.
+pub fn value(text: &str, name: &str, labels: &str) -> f64 {
+    let lines = text.lines().filter(|line| {
+        line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])) && line.contains(labels)
+    });
+    lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+}

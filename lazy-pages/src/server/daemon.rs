@@ -124,9 +124,14 @@ pub struct DaemonConfig {
     pub anchor: Option<String>,
 }
 
+/// Opens the store at an address.
+pub type Stores = fn(&StoreUrl) -> Result<Arc<dyn ObjectStore>, StoreError>;
+
 /// How a program makes of texts in a [`DaemonConfig`] what they stand for.
 #[derive(Clone, Copy, Debug)]
 pub struct Surroundings {
+    /// Opens the store at an address: [`store::open`], unless the program has a store of its own.
+    pub stores: Stores,
     /// Of [`DaemonConfig::origin`].
     pub origins: Origins,
     /// Of [`DaemonConfig::anchor`].
@@ -135,7 +140,7 @@ pub struct Surroundings {
 
 impl Surroundings {
     /// Those of a program that knows neither.
-    pub const NONE: Self = Self { origins: no_origins, anchors: no_anchors };
+    pub const NONE: Self = Self { stores: store::open, origins: no_origins, anchors: no_anchors };
 }
 
 /// Where the pages of a restore come from if not from a store alone: another machine, in a
@@ -389,7 +394,7 @@ impl<'c> Server<'c> {
             .enable_all()
             .build()
             .map_err(DaemonError::Runtime)?;
-        let store = store::open(&config.store)?;
+        let store = (daemon.surroundings.stores)(&config.store)?;
         let origin = match &config.origin {
             Some(origin) => Some((daemon.surroundings.origins)(origin, Arc::clone(&store))?),
             None => None,
