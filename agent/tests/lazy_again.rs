@@ -93,7 +93,7 @@ fn moves_on_at_once(scenario: &str, options: &[&str]) {
 
 #[test]
 fn one_task() {
-    moves_on_at_once("heap", &["--mib", "160"]);
+    moves_on_at_once("heap", &["--mib", "112"]);
 }
 
 #[test]
@@ -103,19 +103,19 @@ fn a_tree_with_children_and_a_zombie() {
 
 #[test]
 fn ten_threads_under_stress() {
-    moves_on_at_once("threads", &["--mib", "160"]);
+    moves_on_at_once("threads", &["--mib", "112"]);
 }
 
 #[test]
 fn locked_protected_file_backed_and_fork_sensitive_areas() {
-    moves_on_at_once("areas", &["--mib", "160"]);
+    moves_on_at_once("areas", &["--mib", "112"]);
 }
 
 #[test]
 fn memory_that_changes_shape_while_pages_are_still_missing() {
     let fixture = Fixture::s3();
     // Each round meets missing pages, so the freeze comes in the middle of one: moved, dropped, or with a child forked.
-    let workload = Workload::start("churn", &["--mib", "160", "--continuous"]).unwrap();
+    let workload = Workload::start("churn", &["--mib", "112", "--continuous"]).unwrap();
     let mut last = fixture.checkpoint("churn", &workload);
     for generation in 0..4 {
         restore_slowly(&fixture, "churn");
@@ -134,7 +134,7 @@ fn memory_that_changes_shape_while_pages_are_still_missing() {
 #[test]
 fn many_generations_none_of_which_ever_has_all_its_pages() {
     let fixture = Fixture::s3();
-    let workload = Workload::start("heap", &["--mib", "160"]).unwrap();
+    let workload = Workload::start("heap", &["--mib", "112"]).unwrap();
     let mut last = fixture.checkpoint("app", &workload);
     for generation in 0..5 {
         restore_slowly(&fixture, "app");
@@ -193,7 +193,7 @@ fn a_tree_left_running_goes_on_getting_its_pages_and_can_be_checkpointed_again()
 #[test]
 fn a_checkpoint_does_not_wait_for_pages_that_do_not_come() {
     let fixture = Fixture::s3();
-    let workload = Workload::start("heap", &["--mib", "160"]).unwrap();
+    let workload = Workload::start("heap", &["--mib", "112"]).unwrap();
     let first = fixture.checkpoint("app", &workload);
     // The pages it waits for itself come; those that nobody has touched do not.
     restore_slowly(&fixture, "app");
@@ -209,7 +209,7 @@ fn a_checkpoint_does_not_wait_for_pages_that_do_not_come() {
 #[test]
 fn the_checkpoint_the_pages_came_from_can_be_deleted_when_nobody_is_served_from_it() {
     let fixture = Fixture::s3();
-    let workload = Workload::start("heap", &["--mib", "160"]).unwrap();
+    let workload = Workload::start("heap", &["--mib", "112"]).unwrap();
     let first = fixture.checkpoint("app", &workload);
     let delete_first = ["delete", "--app", "app", "--checkpoint", first["checkpoint"].as_str().unwrap()];
     restore_slowly(&fixture, "app");
@@ -241,7 +241,7 @@ fn the_checkpoint_the_pages_came_from_can_be_deleted_when_nobody_is_served_from_
 #[test]
 fn a_store_that_is_away_refuses_the_checkpoint_and_the_tree_goes_on_when_it_is_back() {
     let fixture = Fixture::s3();
-    let workload = Workload::start("heap", &["--mib", "160"]).unwrap();
+    let workload = Workload::start("heap", &["--mib", "112"]).unwrap();
     let first = fixture.checkpoint("app", &workload);
     let pid = workload.pid().to_string();
     restore_slowly(&fixture, "app");
@@ -262,7 +262,7 @@ fn a_store_that_is_away_refuses_the_checkpoint_and_the_tree_goes_on_when_it_is_b
 #[test]
 fn it_is_refused_under_another_name_or_into_a_store_without_its_pages() {
     let fixture = Fixture::s3();
-    let workload = Workload::start("heap", &["--mib", "160"]).unwrap();
+    let workload = Workload::start("heap", &["--mib", "112"]).unwrap();
     let first = fixture.checkpoint("app", &workload);
     let pid = workload.pid().to_string();
     restore_slowly(&fixture, "app");
@@ -285,7 +285,7 @@ fn it_is_refused_under_another_name_or_into_a_store_without_its_pages() {
 #[test]
 fn a_checkpoint_at_any_moment_of_a_restore_is_whole_or_refused() {
     let fixture = Fixture::s3();
-    let workload = Workload::start("heap", &["--mib", "96"]).unwrap();
+    let workload = Workload::start("heap", &["--mib", "32"]).unwrap();
     fixture.checkpoint("app", &workload);
     let started = Instant::now();
     fixture.restore("app", "lazy-storage");
