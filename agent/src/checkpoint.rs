@@ -71,6 +71,9 @@ pub struct CheckpointRequest {
     pub leave_running: bool,
     /// Carry established TCP connections; they can be restored only where their local address exists.
     pub tcp_established: bool,
+    /// Leave established TCP connections behind: the restored process finds them closed, as if the other end had gone. For a
+    /// process that moves to another address. It is for whoever can connect again.
+    pub tcp_close: bool,
     /// Control directory of the launcher in front of the tree, if there is one.
     pub launcher: Option<PathBuf>,
     /// The id it will have, for whoever must know it before the commit; a new one if `None`.
@@ -97,6 +100,7 @@ impl CheckpointRequest {
             pid,
             leave_running: false,
             tcp_established: false,
+            tcp_close: false,
             launcher: None,
             id: None,
             before_freeze: None,
@@ -419,6 +423,7 @@ impl Dump<'_> {
             .page_server(page_server)
             .leave_running(self.request.leave_running)
             .tcp_established(self.request.tcp_established)
+            .tcp_close(self.request.tcp_close)
             .shell_job(self.tree.session_is_outside())
             .file_locks(true)
             .link_remap(true)

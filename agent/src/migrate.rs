@@ -55,6 +55,8 @@ pub struct MigrateRequest {
     pub files: Option<Files>,
     /// Which of its files travel with it.
     pub rules: FileRules,
+    /// Leave established TCP connections behind.
+    pub tcp_close: bool,
     /// Take a checkpoint first, while it runs.
     pub warm_up: bool,
     /// Wait until every page is at the target.
@@ -235,6 +237,7 @@ async fn warm_up(agent: &mut AgentClient<Channel>, request: &MigrateRequest) -> 
         pid: request.pid,
         launcher: request.launcher.clone().unwrap_or_default(),
         files: Some(wire_files(&request.rules)?),
+        tcp_close: request.tcp_close,
         ..Default::default()
     };
     outcome(agent.pre_checkpoint(request).await).map(drop)
@@ -250,6 +253,7 @@ async fn final_dump(
         pid: request.pid,
         launcher: request.launcher.clone().unwrap_or_default(),
         files: Some(wire_files(&request.rules)?),
+        tcp_close: request.tcp_close,
         strategy: wire_strategy(request.strategy).into(),
         ..Default::default()
     };

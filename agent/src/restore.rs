@@ -329,6 +329,7 @@ impl Agent {
         let mut options = RestoreOptions::new(&images)
             .lazy_pages(page_server.is_some())
             .tcp_established(request.tcp_established)
+            .tcp_close(ImageDir::open(&images)?.inventory()?.tcp_close)
             .shell_job(session_is_outside(&images)?)
             .file_locks(true)
             .link_remap(true);

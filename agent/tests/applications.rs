@@ -84,6 +84,31 @@ fn redis_keeps_every_key_and_takes_writes() {
 }
 
 #[test]
+fn redis_loses_its_clients_and_nothing_else_when_connections_are_left_behind() {
+    let fixture = Fixture::local();
+    let server = redis::Server::start().unwrap();
+    let pid = server.pid();
+    let mut client = server.client().unwrap();
+    client.load(0, 4 << 20).unwrap();
+    let call = ["checkpoint", "--app", "redis", "--pid", &pid.to_string()];
+    assert_eq!(fixture.refused(&call)["reason"], "criu", "a connection is not left behind unless asked for");
+    client.set(b"before", b"1").unwrap();
+    let digest = client.digest().unwrap();
+    for strategy in STRATEGIES {
+        // One that goes on keeps its clients.
+        fixture.json(&[&call[..], &["--tcp-close", "--leave-running"]].concat());
+        assert_eq!(client.digest().unwrap(), digest, "{strategy}");
+        fixture.json(&[&call[..], &["--tcp-close"]].concat());
+        assert!(process::wait_gone(pid, LIMIT));
+        fixture.restore("redis", strategy);
+        assert!(client.ping().is_err(), "{strategy}: the old connection is closed");
+        client = server.client().unwrap();
+        assert_eq!(client.digest().unwrap(), digest, "{strategy}");
+        process::wait_resident(pid, LIMIT).unwrap();
+    }
+}
+
+#[test]
 fn redis_goes_on_with_its_append_only_file_on_a_machine_that_had_none() {
     let fixture = Fixture::local();
     let server = redis::Server::start().unwrap();

@@ -79,6 +79,13 @@ macro_rules! shared_options {
                 self
             }
 
+            /// Leaves established TCP connections out: a dump does not touch them, the restored tree finds them closed. A
+            /// restore needs it if the dump had it, see [`Inventory::tcp_close`](crate::images::Inventory::tcp_close).
+            pub fn tcp_close(mut self, yes: bool) -> Self {
+                self.wire.tcp_close = Some(yes);
+                self
+            }
+
             /// Accepts file locks.
             pub fn file_locks(mut self, yes: bool) -> Self {
                 self.wire.file_locks = Some(yes);

@@ -52,6 +52,9 @@ pub struct Checkpoint {
     /// Carry established TCP connections
     #[arg(long)]
     pub tcp_established: bool,
+    /// Leave established TCP connections behind: the restored process finds them closed
+    #[arg(long, conflicts_with = "tcp_established")]
+    pub tcp_close: bool,
     /// Build on at most so many checkpoints, one on the other, then make a full one; 0 makes each a full one
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_CHAIN_DEPTH)]
     pub max_chain_depth: u32,
@@ -101,6 +104,7 @@ pub fn checkpoint(
     request.launcher = typed.launcher.clone();
     request.leave_running = typed.leave_running;
     request.tcp_established = typed.tcp_established;
+    request.tcp_close = typed.tcp_close;
     request.files = typed.files.rules();
     request.before_freeze = typed.hooks.hook(&typed.before_freeze);
     request.max_chain_depth = typed.max_chain_depth;

@@ -59,6 +59,9 @@ pub struct Migrate {
     /// Return as soon as it runs, and do not wait for its last page
     #[arg(long)]
     pub no_wait: bool,
+    /// Leave established TCP connections behind: the process finds them closed at the target
+    #[arg(long)]
+    pub tcp_close: bool,
     #[command(flatten)]
     pub files: FileOptions,
     #[command(flatten)]
@@ -78,6 +81,7 @@ pub fn run(typed: Migrate, output: Output) -> Result<(), AgentError> {
         source_for_target: typed.source_address,
         files: typed.certificates.files(),
         rules: typed.files.rules(),
+        tcp_close: typed.tcp_close,
         warm_up: !typed.cold,
         wait_resident: !typed.no_wait,
     };

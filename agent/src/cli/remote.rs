@@ -183,6 +183,7 @@ pub fn checkpoint(typed: &Checkpoint) -> Result<CheckpointReport, AgentError> {
                 before_freeze,
                 launcher,
                 files,
+                tcp_close: typed.tcp_close,
                 max_chain_depth: Some(typed.max_chain_depth),
                 ..Default::default()
             };
@@ -196,6 +197,7 @@ pub fn checkpoint(typed: &Checkpoint) -> Result<CheckpointReport, AgentError> {
                 before_freeze,
                 launcher,
                 files,
+                tcp_close: typed.tcp_close,
                 ..Default::default()
             };
             agent.final_dump(typed.through.limited(request)).await?

@@ -66,6 +66,8 @@ pub struct HandoverRequest {
     pub upload: bool,
     /// Which files travel with it.
     pub files: FileRules,
+    /// Leave established TCP connections behind. At the source they last until the stopped tree is ended.
+    pub tcp_close: bool,
     /// Gives it up, until the tree may be run elsewhere; it runs on then.
     pub cancel: Cancel,
 }
@@ -74,7 +76,7 @@ impl HandoverRequest {
     /// A new handover, of which no checkpoint is made.
     pub fn new(app: AppId, pid: u32) -> Self {
         let (files, cancel) = (FileRules::default(), Cancel::default());
-        Self { app, pid, id: None, launcher: None, upload: false, files, cancel }
+        Self { app, pid, id: None, launcher: None, upload: false, files, tcp_close: false, cancel }
     }
 }
 
@@ -130,6 +132,7 @@ impl Agent {
         let streams = tree.external_streams();
         let options = DumpOptions::new(*pid, &images)
             .memory_stays()
+            .tcp_close(request.tcp_close)
             .shell_job(tree.session_is_outside())
             .file_locks(true)
             .link_remap(true);

@@ -103,6 +103,9 @@ pub struct Spec {
     /// Of a pre-checkpoint: on how many it may build.
     #[serde(default)]
     pub max_chain_depth: Option<u32>,
+    /// Of a dump: leave TCP connections behind.
+    #[serde(default)]
+    pub tcp_close: bool,
     /// Of a restore: what becomes of files that are in the way, as the API numbers it; 0 for the default.
     #[serde(default)]
     pub existing_files: i32,
@@ -125,6 +128,7 @@ impl Spec {
             launcher: String::new(),
             files: None,
             max_chain_depth: None,
+            tcp_close: false,
             existing_files: 0,
         }
     }

@@ -408,6 +408,7 @@ impl Operations {
         }
         request.leave_running = spec.kind == Kind::PreCheckpoint;
         request.tcp_established = spec.tcp_established;
+        request.tcp_close = spec.tcp_close;
         // A tree that goes on is not frozen for long, and nothing was said about it.
         let default = self.hooks.before_freeze.clone().filter(|_| !request.leave_running);
         request.before_freeze = spec.hook.as_ref().map(wire::hook).transpose()?.or(default);
@@ -424,6 +425,7 @@ impl Operations {
             id: entry.record().checkpoint.as_deref().map(id_of).transpose()?,
             upload: spec.strategy == "lazy-hybrid",
             files: rules_of(spec)?,
+            tcp_close: spec.tcp_close,
             cancel: entry.cancel.clone(),
         };
         let handover = Arc::new(self.agent.hand_over(&request, &entry.progress)?);

@@ -46,6 +46,7 @@ impl TryFrom<PreCheckpointRequest> for Asked {
             hook: checked(request.before_freeze)?,
             launcher: launcher(request.launcher)?,
             files: checked_files(request.files)?,
+            tcp_close: request.tcp_close,
             max_chain_depth: request.max_chain_depth,
             ..Spec::new(Kind::PreCheckpoint, app(&request.app)?)
         };
@@ -65,6 +66,7 @@ impl TryFrom<FinalDumpRequest> for Asked {
             hook: checked(request.before_freeze)?,
             launcher: launcher(request.launcher)?,
             files: checked_files(request.files)?,
+            tcp_close: request.tcp_close,
             ..Spec::new(Kind::FinalDump, app(&request.app)?)
         };
         let id = id(&request.operation_id)?;

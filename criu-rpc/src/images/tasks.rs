@@ -29,6 +29,8 @@ const STATS_LIMIT: u32 = 4096;
 pub struct Inventory {
     /// Version of the image format, always 2.
     pub image_version: u32,
+    /// TCP connections were left out; a restore has to be told so.
+    pub tcp_close: bool,
 }
 
 /// A task of the tree.
@@ -74,7 +76,9 @@ impl ImageDir {
         let (entry, path) =
             self.entries("inventory.img", INVENTORY)?.single::<wire::InventoryEntry>(INVENTORY_LIMIT)?;
         match required(entry.img_version, "img_version", &path)? {
-            IMAGE_VERSION => Ok(Inventory { image_version: IMAGE_VERSION }),
+            IMAGE_VERSION => {
+                Ok(Inventory { image_version: IMAGE_VERSION, tcp_close: entry.tcp_close.unwrap_or(false) })
+            }
             other => Err(ImageError::Unsupported { path, reason: format!("image version {other}") }),
         }
     }
