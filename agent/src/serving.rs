@@ -21,7 +21,7 @@ use crate::{handover, launcher};
 pub enum Serving {
     /// Serves the pages of one restore
     #[command(hide = true)]
-    PageServer(PageServer),
+    PageServer(Box<PageServer>),
     /// Goes on guarding a page server after all of its other processes have died
     #[command(hide = true)]
     Guardian {
@@ -63,7 +63,7 @@ impl Serving {
         let surroundings = Surroundings { stores, origins: handover::origin, anchors: launcher::anchor };
         match self {
             Self::PageServer(typed) => {
-                let PageServer { store, app, checkpoint, dir, patience, origin, anchor } = typed;
+                let PageServer { store, app, checkpoint, dir, patience, origin, anchor } = *typed;
                 let config = DaemonConfig {
                     store,
                     restores: vec![Restore { app, checkpoint: Some(checkpoint), directory: dir }],

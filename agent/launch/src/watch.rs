@@ -30,7 +30,8 @@
 //!
 //! The launcher and whoever talks to it are in the same pid namespace.
 //!
-//! While pages of a restored tree are missing, it also holds the descriptors of the tree's memory, see [`Held`].
+//! While pages of a restored tree are missing, it also holds the descriptors of the tree's memory, and kills the tree should
+//! everybody else who held them be gone.
 
 use std::{
     fs, io,

@@ -6,6 +6,7 @@
 //! - [`s3`]: an S3 server that can misbehave on demand; `s3-server` is the same as a program
 //! - [`store`] and [`agent`]: somewhere to keep checkpoints, and the `migration-agent` command
 //! - [`mod@bench`] and [`table`]: figures, and how they are shown
+//! - [`machine`] and [`network`]: other machines, on this one
 //! - [`process`]: looking at processes and ending them
 //!
 //! Everything here cleans up after itself by process id when its value is dropped.
@@ -14,6 +15,7 @@ pub mod agent;
 pub mod bench;
 pub mod control;
 pub mod machine;
+pub mod network;
 pub mod pattern;
 pub mod process;
 pub mod redis;

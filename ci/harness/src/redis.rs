@@ -57,7 +57,7 @@ impl Server {
         let port = process::free_port()?;
         let mut words = prefix.to_vec();
         words.push("redis-server".into());
-        words.extend(options(folder.path(), port));
+        words.extend(options(folder.path(), Ipv4Addr::LOCALHOST, port));
 
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
@@ -113,13 +113,14 @@ impl Server {
     }
 }
 
-fn options(folder: &Path, port: u16) -> Vec<OsString> {
-    let port = port.to_string();
+/// The arguments of a server that has `folder` and listens at this address.
+pub fn options(folder: &Path, address: Ipv4Addr, port: u16) -> Vec<OsString> {
+    let (port, address) = (port.to_string(), address.to_string());
     let words: [&str; 18] = [
         "--port",
         &port,
         "--bind",
-        "127.0.0.1",
+        &address,
         "--daemonize",
         "no",
         "--save",
@@ -188,7 +189,15 @@ impl Client {
     /// # Errors
     /// When nobody listens there.
     pub fn connect(port: u16, limit: Duration) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), limit)?;
+        Self::connect_to((Ipv4Addr::LOCALHOST, port).into(), limit)
+    }
+
+    /// Connects to a server anywhere.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub fn connect_to(address: SocketAddr, limit: Duration) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, limit)?;
         stream.set_read_timeout(Some(limit))?;
         stream.set_write_timeout(Some(limit))?;
         stream.set_nodelay(true)?;
@@ -254,7 +263,10 @@ impl Client {
     }
 
     /// Process id of the server, as it sees it itself.
-    fn server_pid(&mut self) -> io::Result<i32> {
+    ///
+    /// # Errors
+    /// As [`Client::command`].
+    pub fn server_pid(&mut self) -> io::Result<i32> {
         let Reply::Bulk(Some(text)) = self.command(&[b"INFO", b"server"])? else {
             return Err(io::Error::other("redis: INFO without text"));
         };

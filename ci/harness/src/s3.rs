@@ -10,7 +10,7 @@ mod objects;
 use std::{
     convert::Infallible,
     io,
-    net::{SocketAddr, TcpListener},
+    net::{Ipv4Addr, TcpListener},
     path::Path,
     sync::Arc,
     thread::JoinHandle,
@@ -31,7 +31,9 @@ use self::objects::Objects;
 /// What a server is started with.
 #[derive(Clone, Debug)]
 pub struct S3Options {
-    /// Port on 127.0.0.1; 0 takes a free one.
+    /// Where to listen.
+    pub address: Ipv4Addr,
+    /// Port there; 0 takes a free one.
     pub port: u16,
     /// A bucket to make if it is not there.
     pub bucket: String,
@@ -44,6 +46,7 @@ pub struct S3Options {
 impl Default for S3Options {
     fn default() -> Self {
         Self {
+            address: Ipv4Addr::LOCALHOST,
             port: 0,
             bucket: "checkpoints".to_owned(),
             access_key: "harness".to_owned(),
@@ -55,7 +58,7 @@ impl Default for S3Options {
 /// A running server; stops when dropped.
 #[derive(Debug)]
 pub struct S3Server {
-    /// `http://127.0.0.1:port`.
+    /// `http://address:port`.
     pub endpoint: String,
     /// The bucket that exists.
     pub bucket: String,
@@ -81,7 +84,7 @@ impl S3Server {
         let mut service = S3ServiceBuilder::new(objects);
         service.set_auth(SimpleAuth::from_single(&*options.access_key, &*options.secret_key));
         let service = service.build();
-        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], options.port)))?;
+        let listener = TcpListener::bind((options.address, options.port))?;
         listener.set_nonblocking(true)?;
         let endpoint = format!("http://{}", listener.local_addr()?);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

@@ -174,13 +174,6 @@ impl Workload {
         places
     }
 
-    /// How long it ran nowhere: from its last mark in one pid namespace to its first in the next. `None` if it stayed in one.
-    pub fn away(&self) -> Option<Duration> {
-        let marks = self.marks();
-        let moved = marks.windows(2).find(|two| two[0].1 != two[1].1)?;
-        Some(Duration::from_micros(moved[1].0 - moved[0].0))
-    }
-
     /// Microseconds since 1970, and where it ran then; ascending.
     fn marks(&self) -> Vec<(u64, String)> {
         let beats = fs::read_dir(control::beats_directory(self.control())).into_iter().flatten().flatten();

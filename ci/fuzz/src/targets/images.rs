@@ -106,7 +106,9 @@ fn good(name: &str, magic: &[u32]) -> Vec<u8> {
 fn entries(name: &str) -> Vec<Vec<u8>> {
     let (bytes, number) = (|text: &str| Some(text.as_bytes().to_vec()), Some);
     match name {
-        "inventory.img" => vec![wire::InventoryEntry { img_version: number(2) }.encode_to_vec()],
+        "inventory.img" => {
+            vec![wire::InventoryEntry { img_version: number(2), tcp_close: None }.encode_to_vec()]
+        }
         "pstree.img" => vec![
             wire::PstreeEntry {
                 pid: number(PID),

@@ -28,7 +28,7 @@ struct Cli {
 enum Bench {
     /// Checkpoint and lazy restore of one process, against stock CRIU with its images on a tmpfs
     Engine(engine::Options),
-    /// Moving a process between two agents, with every strategy
+    /// A redis under load moves between two machines, with every strategy
     Migrate(migrate::Options),
 }
 

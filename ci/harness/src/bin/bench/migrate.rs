@@ -1,23 +1,30 @@
-//! `migrate`: a process of 256 MiB and one of 1 GiB moves between two agents with every strategy.
+//! `migrate`: a redis under load moves between two machines with every strategy.
 //!
-//! The target's agent is in a pid namespace of its own. Both use one S3 server, which answers every request after 30 ms; the
-//! agents' connection is the loopback. No checkpoint is taken before, so all memory moves. Pages compress to one half,
-//! none is zero.
+//! The machines have process ids and networks of their own, joined by a link of 2.5 Gbit/s; the store is an S3 server that answers
+//! every request after 30 ms, behind links of the same bandwidth. A client does one increment after the other, at the source
+//! until that does not answer any more, then at the target. A checkpoint is taken while it runs, as `migrate` does.
 //!
-//! *Away* is the time in which the process does nothing: it leaves a mark of where it runs every few milliseconds, and what
-//! counts is the time from its last mark at the source to its first at the target. At the end it checks all its memory.
+//! *Blackout* is the time from the client's last answer at the source to its first at the target. No answered increment may
+//! be missing afterwards, and all other data must be what it was.
 
-use std::error::Error;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::{
+    error::Error,
+    io::{BufRead, BufReader},
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
-use migration_harness::bench::{Figure, Machine, Outcome};
-use migration_harness::machine::own_pids;
-use migration_harness::process;
-use migration_harness::s3::{S3Options, S3Server};
-use migration_harness::workload::Workload;
+use migration_harness::{
+    bench::{Figure, Machine, Outcome},
+    network::{Host, Network},
+    process,
+    redis::{Client, Reply, options},
+    s3::{S3Options, S3Server},
+};
 use serde_json::Value;
 
 use crate::stock::Criu;
@@ -28,7 +35,7 @@ pub struct Options {
     /// Migrations of each kind
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Sizes of the process, in MiB
+    /// Sizes of redis's values, in MiB
     #[arg(long, value_delimiter = ',', default_values_t = [256, 1024])]
     mib: Vec<u64>,
     /// Strategies
@@ -38,39 +45,45 @@ pub struct Options {
 
 /// How long the store takes before it answers.
 const FIRST_BYTE: Duration = Duration::from_millis(30);
+/// Bandwidth of every link: 312 MB/s.
+const RATE: &str = "2500mbit";
 /// The aim for strategies that do not wait for the memory.
-const AWAY_AIM_MS: f64 = 700.0;
-/// How long a process may take to run again.
+const BLACKOUT_AIM_MS: f64 = 700.0;
+/// How long redis may take to answer again.
 const LIMIT: Duration = Duration::from_secs(60);
+/// A source that takes longer to answer has been stopped.
+const STOPPED: Duration = Duration::from_millis(50);
+/// Where the agents and redis listen; the machines are this program's own.
+const AGENT_PORT: u16 = 7070;
+const REDIS_PORT: u16 = 6379;
 
 pub fn run(options: &Options) -> Result<Outcome, Box<dyn Error>> {
-    process::become_subreaper()?;
     let machine = Machine::this(Criu::find().version()?);
     let mut figures = Vec::new();
     for strategy in &options.strategy {
         let mut by_size = Vec::new();
         for &mib in &options.mib {
-            let (mut away, mut resident) = (Vec::new(), Vec::new());
+            let (mut blackout, mut resident) = (Vec::new(), Vec::new());
             for round in 1..=options.rounds {
                 let sample = measure(strategy, mib)?;
-                eprintln!("migrate, {strategy}, {mib} MiB, round {round}: away {:.0} ms", sample.0);
-                away.push(sample.0);
+                eprintln!("migrate, {strategy}, {mib} MiB, round {round}: blackout {:.0} ms", sample.0);
+                blackout.push(sample.0);
                 resident.push(sample.1);
             }
             let aim = strategy.starts_with("lazy-d") || strategy.starts_with("lazy-h");
-            let aim = aim.then_some(AWAY_AIM_MS);
-            figures.push(Figure::lower(format!("{strategy}, {mib} MiB: away"), "ms", &away, aim));
+            let aim = aim.then_some(BLACKOUT_AIM_MS);
+            figures.push(Figure::lower(format!("{strategy}, {mib} MiB: blackout"), "ms", &blackout, aim));
             figures.push(Figure::lower(
                 format!("{strategy}, {mib} MiB: until all is there"),
                 "ms",
                 &resident,
                 None,
             ));
-            by_size.push((mib, away));
+            by_size.push((mib, blackout));
         }
         if let [(small, first), .., (large, last)] = &by_size[..] {
             figures.push(Figure::ratio(
-                format!("{strategy}: away, {large} MiB / {small} MiB"),
+                format!("{strategy}: blackout, {large} MiB / {small} MiB"),
                 last,
                 first,
                 None,
@@ -80,89 +93,133 @@ pub fn run(options: &Options) -> Result<Outcome, Box<dyn Error>> {
     Ok(Outcome { bench: "migrate", machine, figures })
 }
 
-/// An agent that serves; ends when dropped.
-struct Serving(Child);
-
-impl Serving {
-    fn start(mut command: Command) -> Result<Self, Box<dyn Error>> {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().ok_or("no output")?).read_line(&mut line)?;
-        if line.is_empty() {
-            return Err("an agent did not begin to serve".into());
-        }
-        Ok(Self(child))
+/// Milliseconds of blackout, and from the beginning of the final dump until all pages were there.
+fn measure(strategy: &str, mib: u64) -> Result<(f64, f64), Box<dyn Error>> {
+    let place = tempfile::Builder::new().prefix("bench-").tempdir_in("/dev/shm")?;
+    let objects = place.path().join("objects");
+    std::fs::create_dir(&objects)?;
+    let everywhere = S3Options { address: Ipv4Addr::UNSPECIFIED, ..S3Options::default() };
+    let server = S3Server::start(&objects, everywhere)?;
+    server.faults.delay_answers(FIRST_BYTE);
+    let mut network = Network::new(RATE)?;
+    for (host, name) in network.hosts.iter_mut().zip(["source", "target"]) {
+        serve(host, &server, &place.path().join(name))?;
     }
+    let [source, target] = &network.hosts;
+    let mut front = source.beside("redis-server")?;
+    front.args(options(place.path(), Ipv4Addr::UNSPECIFIED, REDIS_PORT));
+    // Anybody may come: there is nobody else.
+    let mut front = front.args(["--protected-mode", "no", "--enable-debug-command", "yes"]).spawn()?;
+    let addresses = [source, target].map(|host| SocketAddr::from((host.address, REDIS_PORT)));
+    let mut client = connect(addresses[0])?;
+    let pid = client.server_pid()?;
+    client.load(0, mib << 20)?;
+    let digest = client.digest()?;
+    drop(client);
+
+    let from = format!("http://{}:{AGENT_PORT}", source.address);
+    let to = format!("http://{}:{AGENT_PORT}", target.address);
+    let over_link = format!("http://{}:{AGENT_PORT}", source.link);
+    let mut command = agent(&server, Ipv4Addr::LOCALHOST, place.path())?;
+    command.args(["migrate", "--app", "bench", "--tcp-close", "--json", "--strategy", strategy]);
+    command.args(["--pid", &pid.to_string(), "--from", &from, "--to", &to, "--source-address", &over_link]);
+    let over = AtomicBool::new(false);
+    let (blackout, output) = thread::scope(|scope| {
+        let load = scope.spawn(|| increments(addresses, &over).map_err(|error| error.to_string()));
+        let output = command.output();
+        over.store(true, Ordering::SeqCst);
+        (load.join(), output)
+    });
+    let output = output?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stdout).into_owned().into());
+    }
+    let blackout = blackout.map_err(|_| "the client failed")??;
+
+    let mut client = connect(addresses[1])?;
+    client.command(&[b"DEL", b"increments"])?;
+    if client.digest()? != digest {
+        return Err("redis does not hold what it held".into());
+    }
+    // It stopped with redis, and nobody lets it go on.
+    front.kill()?;
+    front.wait()?;
+    let moved: Value = serde_json::from_slice(&output.stdout)?;
+    let steps = moved["timeline"].as_array().ok_or("no timeline")?;
+    let dump =
+        steps.iter().find(|step| step["name"] == "final dump").and_then(|step| step["begun_ms"].as_f64());
+    let last = steps.last().and_then(|step| Some(step["begun_ms"].as_f64()? + step["took_ms"].as_f64()?));
+    let resident = last.ok_or("no end")? - dump.ok_or("no final dump")?;
+    Ok((blackout.as_secs_f64() * 1e3, resident))
 }
 
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Starts an agent on a machine, which then is there for it.
+fn serve(host: &mut Host, server: &S3Server, place: &Path) -> Result<(), Box<dyn Error>> {
+    std::fs::create_dir_all(place)?;
+    let mut command = agent(server, host.outside, place)?;
+    command.args(["serve", "--json", "--insecure-plaintext", "--listen", &format!("0.0.0.0:{AGENT_PORT}")]);
+    command.arg("--socket").arg(place.join("agent.sock")).arg("--state-dir").arg(place.join("state"));
+    let child = host.start(&command)?;
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().ok_or("no output")?).read_line(&mut line)?;
+    if line.is_empty() { Err("an agent did not begin to serve".into()) } else { Ok(()) }
 }
 
-fn agent(server: &S3Server, place: &Path) -> Result<Command, Box<dyn Error>> {
+/// `migration-agent`, for a machine that reaches the store at `outside`.
+fn agent(server: &S3Server, outside: Ipv4Addr, place: &Path) -> Result<Command, Box<dyn Error>> {
+    let store = server.url("bench").replace(&Ipv4Addr::UNSPECIFIED.to_string(), &outside.to_string());
     let mut command = Command::new(process::program("migration-agent")?);
     command
-        .env("MIGRATION_STORE", server.url("bench"))
+        .env("MIGRATION_STORE", store)
         .env("MIGRATION_WORK_DIR", place.join("work"))
         .env("HOME", place)
         .env("AWS_ACCESS_KEY_ID", &server.access_key)
-        .env("AWS_SECRET_ACCESS_KEY", &server.secret_key)
-        .stdin(Stdio::null());
+        .env("AWS_SECRET_ACCESS_KEY", &server.secret_key);
     if let Some(criu) = std::env::var_os("MIGRATION_CRIU") {
         command.env("MIGRATION_CRIU", criu);
     }
     Ok(command)
 }
 
-fn serve(server: &S3Server, place: &Path, port: u16) -> Result<Command, Box<dyn Error>> {
-    std::fs::create_dir_all(place)?;
-    let mut command = agent(server, place)?;
-    command.args(["serve", "--json", "--insecure-plaintext", "--listen", &format!("127.0.0.1:{port}")]);
-    command.arg("--socket").arg(place.join("agent.sock")).arg("--state-dir").arg(place.join("state"));
-    Ok(command)
+fn connect(address: SocketAddr) -> Result<Client, Box<dyn Error>> {
+    let begun = Instant::now();
+    loop {
+        match Client::connect_to(address, LIMIT) {
+            Ok(client) => return Ok(client),
+            Err(error) if begun.elapsed() > LIMIT => return Err(error.into()),
+            Err(_) => thread::sleep(Duration::from_millis(10)),
+        }
+    }
 }
 
-/// Milliseconds away, and from the beginning of the final dump until all pages were there.
-fn measure(strategy: &str, mib: u64) -> Result<(f64, f64), Box<dyn Error>> {
-    let place = tempfile::Builder::new().prefix("bench-").tempdir_in("/dev/shm")?;
-    let objects = place.path().join("objects");
-    std::fs::create_dir(&objects)?;
-    let server = S3Server::start(&objects, S3Options::default())?;
-    server.faults.delay_answers(FIRST_BYTE);
-    let (here, there) = (process::free_port()?, process::free_port()?);
-    let _source = Serving::start(serve(&server, &place.path().join("source"), here)?)?;
-    let _target = Serving::start(own_pids(&serve(&server, &place.path().join("target"), there)?))?;
-    let mut heap = Workload::builder("heap").args(["--half", "--mib", &mib.to_string()]).start()?;
-    heap.mark_places()?;
-
-    let (from, to) = (format!("http://127.0.0.1:{here}"), format!("http://127.0.0.1:{there}"));
-    let mut command = agent(&server, place.path())?;
-    command.args(["migrate", "--app", "bench", "--cold", "--json", "--strategy", strategy]);
-    command.args(["--pid", &heap.pid().to_string(), "--from", &from, "--to", &to, "--source-address", &from]);
-    let output = command.output()?;
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stdout).into_owned().into());
-    }
-    let moved: Value = serde_json::from_slice(&output.stdout)?;
-    let steps = moved["timeline"].as_array().ok_or("no timeline")?;
-    let begun = |name: &str| {
-        steps.iter().find(|step| step["name"] == name).and_then(|step| step["begun_ms"].as_f64())
+/// Increments, at the source until that is gone, then once at the target. How long there was no answer. Ends in any case some
+/// time after all is `over`.
+fn increments([source, target]: [SocketAddr; 2], over: &AtomicBool) -> Result<Duration, Box<dyn Error>> {
+    let increment = |client: &mut Client| match client.command(&[b"INCR", b"increments"])? {
+        Reply::Integer(number) => Ok(number),
+        other => Err(std::io::Error::other(format!("{other:?}"))),
     };
-    let last = steps.last().and_then(|step| Some(step["begun_ms"].as_f64()? + step["took_ms"].as_f64()?));
-    let resident = last.ok_or("no end")? - begun("final dump").ok_or("no final dump")?;
-
-    let asked = Instant::now();
-    while heap.places().len() < 2 && asked.elapsed() < LIMIT {
-        std::thread::sleep(Duration::from_millis(5));
+    let mut client = Client::connect_to(source, STOPPED)?;
+    let (mut answered, mut last) = (0, Instant::now());
+    while let Ok(number) = increment(&mut client) {
+        (answered, last) = (number, Instant::now());
+        if over.load(Ordering::SeqCst) {
+            return Err("the source still answers".into());
+        }
     }
-    heap.follow()?;
-    let report = heap.check()?;
-    if report.bad > 0 {
-        return Err(format!("{} of {} pages are wrong", report.bad, report.pages).into());
+    let first = loop {
+        // Nobody listens until it runs; then it answers, or a page that it needs for that is on its way.
+        let tried = Client::connect_to(target, LIMIT).and_then(|mut client| increment(&mut client));
+        match tried {
+            Ok(number) => break number,
+            Err(error) if last.elapsed() > LIMIT => return Err(error.into()),
+            Err(_) => thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    let blackout = last.elapsed();
+    // One that was asked for and not answered may have been done.
+    if !(answered + 1..=answered + 2).contains(&first) {
+        return Err(format!("{answered} increments were answered, and the next one gives {first}").into());
     }
-    let away = heap.away().ok_or("it left no mark at the target")?;
-    Ok((away.as_secs_f64() * 1e3, resident))
+    Ok(blackout)
 }
