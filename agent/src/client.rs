@@ -69,7 +69,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 pub enum AgentAddress {
     /// `unix:/path`
     Unix(PathBuf),
-    /// `https://host:port`, with a certificate to show.
+    /// `https://host:port`, with a certificate to show. `https://host:port/?name=NAME` for one whose own certificate is not its
+    /// host's but has this name, as agents have that come and go under ever new addresses.
     Https(Uri),
     /// `http://host:port`, for an agent that serves plaintext.
     Http(Uri),
@@ -141,7 +142,8 @@ pub async fn channel(address: &AgentAddress, files: Option<&Files>) -> Result<Ch
                 AgentError::Usage("https needs --tls-cert, --tls-key and --tls-ca".to_owned())
             })?;
             let connector = TlsConnector::from(files.client()?);
-            let connector = service_fn(move |uri: Uri| encrypted(uri, connector.clone()));
+            let name = uri.query().and_then(|query| query.strip_prefix("name=")).map(str::to_owned);
+            let connector = service_fn(move |uri: Uri| encrypted(uri, name.clone(), connector.clone()));
             // It is the connector that encrypts.
             let plain = format!("http://{}", uri.authority().map_or("", |authority| authority.as_str()));
             let endpoint = Endpoint::from_shared(plain).map_err(failed)?;
@@ -153,12 +155,14 @@ pub async fn channel(address: &AgentAddress, files: Option<&Files>) -> Result<Ch
 
 async fn encrypted(
     uri: Uri,
+    name: Option<String>,
     connector: TlsConnector,
 ) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
     let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "an address without host and port");
     let (host, port) = (uri.host().ok_or_else(invalid)?, uri.port_u16().ok_or_else(invalid)?);
     let host = host.trim_matches(['[', ']']);
-    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    let name = name.unwrap_or_else(|| host.to_owned());
+    let name = ServerName::try_from(name).map_err(io::Error::other)?;
     let stream = TcpStream::connect((host, port)).await?;
     stream.set_nodelay(true)?;
     Ok(TokioIo::new(connector.connect(name, stream).await?))
@@ -193,7 +197,7 @@ mod tests {
     #[test]
     fn addresses_say_how_to_get_there() {
         for good in
-            ["unix:/run/agent.sock", "https://10.0.0.1:7070/", "https://[::1]:7070/", "http://host:1/"]
+            ["unix:/run/agent.sock", "https://10.0.0.1:7070/", "https://[::1]:7070/?name=a.example", "http://host:1/"]
         {
             assert_eq!(good.parse::<AgentAddress>().unwrap().to_string(), good);
         }

@@ -15,9 +15,9 @@ use migration_agent::{
 };
 use migration_harness::{process, workload::Workload};
 use migration_proto::agent::{
-    FinalDumpRequest, FinishHandoverRequest, ListHandoversRequest, ListOperationsRequest,
-    ListOperationsResponse, ReadFramesRequest, Strategy, TakeBackRequest, agent_client::AgentClient,
-    handovers_client::HandoversClient, operation::Outcome,
+    FinalDumpRequest, FinishHandoverRequest, ListCheckpointsRequest, ListHandoversRequest,
+    ListOperationsRequest, ListOperationsResponse, ReadFramesRequest, Strategy, TakeBackRequest,
+    agent_client::AgentClient, handovers_client::HandoversClient, operation::Outcome,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -142,6 +142,18 @@ impl Served {
     fn lists(&self, files: &Files) -> Result<ListOperationsResponse, String> {
         runtime().block_on(self.list(files))
     }
+
+    /// How many checkpoints of an application there are, as far as this client may know.
+    fn stored(&self, files: &Files, app: &str) -> Result<usize, String> {
+        let address: AgentAddress = self.address().parse().unwrap();
+        let request = ListCheckpointsRequest { app: app.to_owned() };
+        runtime().block_on(async {
+            let mut agent =
+                client::connect(&address, Some(files)).await.map_err(|error| error.to_string())?;
+            let listed = agent.list_checkpoints(request).await.map_err(|status| status.to_string())?;
+            Ok(listed.into_inner().checkpoints.len())
+        })
+    }
 }
 
 async fn list(agent: &mut AgentClient<Channel>) -> Result<ListOperationsResponse, String> {
@@ -243,6 +255,12 @@ fn an_application_may_touch_itself_and_nothing_else() {
     let hooked = words(&dump("c/n/own", &pid, "dump-0005"), &through);
     let refused = fixture.refused(&[&hooked[..], &["--before-freeze", "true"]].concat());
     assert_eq!(refused["reason"], "forbidden", "{refused}");
+    // Nor what is read as root, and where it comes back.
+    let listing = words(&dump("c/n/own", &pid, "dump-0006"), &through);
+    let refused = fixture.refused(&[&listing[..], &["--path", "/etc/shadow"]].concat());
+    assert_eq!(refused["reason"], "forbidden", "{refused}");
+    let elsewhere = words(&["restore", "--app", "c/n/own", "--launcher", "/run/another"], &through);
+    assert_eq!(fixture.refused(&elsewhere)["reason"], "forbidden");
     // Nor can it see, cancel or bring back what is not its own.
     let refused = fixture.refused(&words(&["restore", "--app", "c/n/other"], &through));
     assert_eq!(refused["reason"], "forbidden");
@@ -253,6 +271,10 @@ fn an_application_may_touch_itself_and_nothing_else() {
     assert!(seen.iter().all(|operation| operation.app == "c/n/own"));
     let refused = fixture.refused(&words(&dump("c/n/own", &pid, "pre-00002"), &through));
     assert_eq!(refused["reason"], "operation-mismatch");
+    for app in ["c/n/other", "c/n/own"] {
+        let listed = served.stored(&own, app);
+        assert_eq!(listed.is_ok(), app == "c/n/own", "{app}: {listed:?}");
+    }
 
     let restored = fixture.json(&words(&["restore", "--app", "c/n/own"], &through));
     assert_eq!(restored["pid"], workload.pid());

@@ -307,6 +307,12 @@ impl Operations {
             let hint = "let an operator restore it";
             return Err(error::detail(Reason::Forbidden, message, NOTHING, hint));
         }
+        let listed = call.spec.files.as_ref().is_some_and(|rules| !rules.paths.is_empty());
+        if listed && call.caller != Caller::Operator {
+            let message = "only an operator may list paths: they are read as root, whoever they belong to";
+            let hint = "leave them out; files that the application has open for writing travel all the same";
+            return Err(error::detail(Reason::Forbidden, message, NOTHING, hint));
+        }
         if let Caller::App(app) = &call.caller
             && call.spec.kind != Kind::Restore
             && !self.is_known_as(root, app, entries)

@@ -237,7 +237,8 @@ fn what_has_come_is_not_fetched_again() {
     assert!(before > stored_pages(B, PAGES - 512) * PAGE_SIZE as u64, "{before}");
     daemon.kill(&[Role::Server]);
     let report = resident(&mut daemon);
-    let again = report["fetched_bytes"].as_u64().unwrap() - before;
+    // On a busy machine all may have come before the kill, and a fetch that nobody needed any more after the report.
+    let again = report["fetched_bytes"].as_u64().unwrap().saturating_sub(before);
     assert!(again < 600 * PAGE_SIZE as u64, "{again} bytes were fetched again");
     target.ok(&format!("check {B} {PAGES} {B}"));
 }
