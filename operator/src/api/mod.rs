@@ -204,10 +204,6 @@ pub struct MigratableAppStatus {
     /// The migration that is under way, or the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<Migration>,
-    /// Which run of the application is the newest; every restore is one more.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0))]
-    pub runner_generation: Option<u64>,
     /// Past migrations, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub migration_history: Vec<MigrationRecord>,
