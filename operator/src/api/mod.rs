@@ -8,6 +8,8 @@
 //! - Every closed set is an enum, so that the API server refuses a word that is not in it.
 //! - The definition that `kubectl` installs is generated from these types and nothing else.
 
+pub mod migration;
+
 use std::collections::BTreeMap;
 use std::time::Duration as StdDuration;
 
@@ -17,6 +19,8 @@ use kube::CustomResource;
 use kube::core::Duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+
+use self::migration::Migration;
 
 /// Annotation on a pod that asks for a migration: `migration.io/trigger: requested`.
 pub const TRIGGER_ANNOTATION: &str = "migration.io/trigger";
@@ -197,6 +201,13 @@ pub struct MigratableAppStatus {
     /// The newest checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_status: Option<CheckpointStatus>,
+    /// The migration that is under way, or the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<Migration>,
+    /// Which run of the application is the newest; every restore is one more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub runner_generation: Option<u64>,
     /// Past migrations, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub migration_history: Vec<MigrationRecord>,
