@@ -37,14 +37,14 @@ pub(super) fn prepare(case: &Case<'_>) -> Decision {
     if case.seen.target_doomed {
         return case.record(|next| other_target(next, false));
     }
+    if hurries(case) {
+        return begin_dump(case);
+    }
     match case.seen.target {
         PodSeen::Ready if case.rests().is_none() => return begin_dump(case),
         PodSeen::Gone => return Decision::Do(Effect::CreateTarget),
         PodSeen::Ended | PodSeen::Leaving => return fail_target(case, "the target's pod ended before it was ready"),
         _ => {}
-    }
-    if hurries(case) {
-        return begin_dump(case);
     }
     if case.lasted() > case.limits.prepare && case.seen.target != PodSeen::Ready {
         return fail_target(case, "the target's pod did not become ready in time");
