@@ -7,3 +7,4 @@
 //! This crate speaks Kubernetes and the agent's API. It knows nothing of CRIU or of pages.
 
 pub mod api;
+pub mod certificates;
