@@ -8,6 +8,7 @@
 
 pub mod agents;
 pub mod api;
+pub mod certificates;
 pub mod migration;
 pub mod placement;
 pub mod pods;

@@ -105,9 +105,9 @@ impl Cluster {
             other => drop(other.map_err(Error::kube("create a service account"))?),
         }
         let request = accounts.create_token_request(name, &PostParams::default(), &TokenRequest::default()).await;
-        let status = request.map_err(Error::kube("get a token"))?.status.unwrap_or_default();
+        let status = request.map_err(Error::kube("get a token"))?.status;
         let mut config = config(&self.kubeconfig).await?;
-        config.auth_info = serde_json::from_value(json!({"token": status.token}))
+        config.auth_info = serde_json::from_value(json!({"token": status.map(|status| status.token)}))
             .map_err(|error| Error::kube("use a token")(kube::Error::SerdeError(error)))?;
         Client::try_from(config).map_err(Error::kube("make a client"))
     }

@@ -31,7 +31,7 @@ impl Ports {
     pub fn choose() -> Self {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let start = process::id() as u16;
-        let mut port = || {
+        let port = || {
             loop {
                 let offset = start.wrapping_mul(37).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
                 let port = 20_000 + offset % 12_000;
