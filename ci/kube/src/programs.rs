@@ -51,7 +51,9 @@ impl Ports {
 pub fn directory() -> Result<PathBuf, Error> {
     let root = env::var_os("MIGRATION_KUBE").map_or_else(|| PathBuf::from("/opt/kube"), PathBuf::from);
     let programs = root.join("bin");
-    for name in ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "apiextensions-apiserver"] {
+    for name in
+        ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "apiextensions-apiserver"]
+    {
         let path = programs.join(name);
         if !path.is_file() {
             return Err(Error::Missing(path));

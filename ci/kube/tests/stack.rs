@@ -51,7 +51,8 @@ fn toasters(plural: &str) -> CustomResourceDefinition {
 }
 
 fn toaster(kind: &str, slots: u32) -> (ApiResource, DynamicObject) {
-    let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("kitchen.example", "v1", kind), kind);
+    let resource =
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("kitchen.example", "v1", kind), kind);
     let object = DynamicObject::new("one", &resource).data(json!({"spec": {"slots": slots}}));
     (resource, object)
 }
@@ -61,8 +62,13 @@ async fn a_client_lists_namespaces() {
     let cluster = Cluster::shared().unwrap();
     let own = cluster.namespace("list").await.unwrap();
     let namespaces: Api<Namespace> = Api::all(cluster.client().await.unwrap());
-    let names: Vec<_> =
-        namespaces.list(&ListParams::default()).await.unwrap().into_iter().filter_map(|it| it.metadata.name).collect();
+    let names: Vec<_> = namespaces
+        .list(&ListParams::default())
+        .await
+        .unwrap()
+        .into_iter()
+        .filter_map(|it| it.metadata.name)
+        .collect();
     for expected in ["default", "kube-system", own.as_str()] {
         assert!(names.iter().any(|name| name == expected), "{expected} in {names:?}");
     }
@@ -74,7 +80,8 @@ async fn rules_of_a_definition_are_enforced() {
     cluster.install(&toasters("toasters")).await.unwrap();
     let namespace = cluster.namespace("rules").await.unwrap();
     let (resource, even) = toaster("toasters", 4);
-    let api: Api<DynamicObject> = Api::namespaced_with(cluster.client().await.unwrap(), &namespace, &resource);
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(cluster.client().await.unwrap(), &namespace, &resource);
     api.create(&PostParams::default(), &even).await.unwrap();
     let odd = api.patch("one", &PatchParams::default(), &Patch::Merge(json!({"spec": {"slots": 3}}))).await;
     let message = odd.unwrap_err().to_string();
@@ -87,7 +94,8 @@ async fn kubectl_sees_one_server() {
     cluster.install(&toasters("kettles")).await.unwrap();
     let namespace = cluster.namespace("kubectl").await.unwrap();
     let (resource, object) = toaster("kettles", 2);
-    let api: Api<DynamicObject> = Api::namespaced_with(cluster.client().await.unwrap(), &namespace, &resource);
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(cluster.client().await.unwrap(), &namespace, &resource);
     api.create(&PostParams::default(), &object).await.unwrap();
     let output = cluster.kubectl(&["get", "configmaps,kettles", "-n", &namespace, "-o", "name"]).unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
@@ -133,7 +141,8 @@ async fn the_api_server_comes_back_with_its_data() {
     cluster.install(&toasters("ovens")).await.unwrap();
     let namespace = cluster.namespace("restart").await.unwrap();
     let (resource, object) = toaster("ovens", 2);
-    let api: Api<DynamicObject> = Api::namespaced_with(cluster.client().await.unwrap(), &namespace, &resource);
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(cluster.client().await.unwrap(), &namespace, &resource);
     api.create(&PostParams::default(), &object).await.unwrap();
 
     cluster.stop_api_server().unwrap();
@@ -173,12 +182,16 @@ async fn controllers_make_pods_and_the_scheduler_binds_them() {
             "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "web", "image": "web"}]}},
         },
     }));
-    Api::<Deployment>::namespaced(client.clone(), "default").create(&PostParams::default(), &deployment).await.unwrap();
+    Api::<Deployment>::namespaced(client.clone(), "default")
+        .create(&PostParams::default(), &deployment)
+        .await
+        .unwrap();
     let pods: Api<Pod> = Api::namespaced(client, "default");
     let begun = Instant::now();
     loop {
         let list = pods.list(&ListParams::default()).await.unwrap();
-        let bound = list.iter().filter(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())).count();
+        let bound =
+            list.iter().filter(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())).count();
         if bound == 2 {
             break;
         }
@@ -204,7 +217,8 @@ fn by_hand() -> (Child, PathBuf) {
 /// The processes whose command line names the directory.
 fn processes_of(directory: &Path) -> Vec<String> {
     let directory = directory.to_str().unwrap();
-    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| fs::read(entry.ok()?.path().join("cmdline")).ok());
+    let processes =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| fs::read(entry.ok()?.path().join("cmdline")).ok());
     let lines = processes.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
     lines.filter(|line| line.contains(directory)).collect()
 }
