@@ -1,8 +1,10 @@
 //! What is written into an application's status: functions of what was there and what is known.
 
+use std::time::Duration as StdDuration;
+
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
-    jiff::{SignedDuration, Timestamp},
+    jiff::Timestamp,
 };
 
 use crate::{
@@ -107,14 +109,14 @@ pub fn with_migration(status: &MigratableAppStatus, next: &Migration, now: Times
 fn history(ended: &Migration, now: Timestamp) -> MigrationRecord {
     let success = ended.stage == MigrationStage::Succeeded;
     let to = ended.target.as_ref().map_or("", |target| &target.node);
-    let blackout = ended.blackout_ms.and_then(|ms| i64::try_from(ms).ok()).map(SignedDuration::from_millis);
-    let took = since(ended.started_at.0, now);
+    let blackout = ended.blackout_ms.map(StdDuration::from_millis);
+    let took = StdDuration::from_millis(since(ended.started_at.0, now).as_millis() as u64);
     MigrationRecord {
         from_node: ended.source.node.clone(),
         to_node: if success || ended.resumed_at.is_some() { to.to_owned() } else { String::new() },
         timestamp: Time(whole_seconds(ended.started_at.0)),
         reason: ended.reason.clone(),
-        duration: SignedDuration::try_from(took).unwrap_or_default().into(),
+        duration: took.into(),
         blackout: blackout.map(Into::into),
         success,
         message: ended.message.clone(),
