@@ -6,4 +6,9 @@
 //!
 //! This crate speaks Kubernetes and the agent's API. It knows nothing of CRIU or of pages.
 
+pub mod agents;
 pub mod api;
+pub mod certificates;
+pub mod migration;
+pub mod placement;
+pub mod pods;

@@ -4,8 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use kube::CustomResourceExt;
-use migration_operator::api::MigratableApp;
+use migration_operator::api::definition;
 
 /// Moves applications between Kubernetes nodes before their node disappears.
 #[derive(Parser)]
@@ -28,7 +27,8 @@ fn main() -> ExitCode {
 }
 
 fn print_crd() -> ExitCode {
-    let yaml = match serde_saphyr::to_string(&MigratableApp::crd()) {
+    let definition = definition().map_err(|error| error.to_string());
+    let yaml = match definition.and_then(|it| serde_saphyr::to_string(&it).map_err(|error| error.to_string())) {
         Ok(yaml) => yaml,
         Err(error) => {
             eprintln!("error: the definition cannot be written as YAML: {error}");

@@ -104,10 +104,11 @@ impl Cluster {
             Err(kube::Error::Api(status)) if status.is_already_exists() => {}
             other => drop(other.map_err(Error::kube("create a service account"))?),
         }
-        let request = accounts.create_token_request(name, &PostParams::default(), &TokenRequest::default()).await;
-        let status = request.map_err(Error::kube("get a token"))?.status.unwrap_or_default();
+        let request =
+            accounts.create_token_request(name, &PostParams::default(), &TokenRequest::default()).await;
+        let status = request.map_err(Error::kube("get a token"))?.status;
         let mut config = config(&self.kubeconfig).await?;
-        config.auth_info = serde_json::from_value(json!({"token": status.token}))
+        config.auth_info = serde_json::from_value(json!({"token": status.map(|status| status.token)}))
             .map_err(|error| Error::kube("use a token")(kube::Error::SerdeError(error)))?;
         Client::try_from(config).map_err(Error::kube("make a client"))
     }
@@ -120,7 +121,10 @@ impl Cluster {
         let namespaces: Api<Namespace> = Api::all(self.client().await?);
         let mut namespace = Namespace::default();
         namespace.metadata.generate_name = Some(format!("{prefix}-"));
-        let made = namespaces.create(&PostParams::default(), &namespace).await.map_err(Error::kube("create a namespace"))?;
+        let made = namespaces
+            .create(&PostParams::default(), &namespace)
+            .await
+            .map_err(Error::kube("create a namespace"))?;
         Ok(made.metadata.name.unwrap_or_default())
     }
 
@@ -164,7 +168,8 @@ impl Cluster {
 }
 
 async fn config(kubeconfig: &Path) -> Result<Config, Error> {
-    Ok(Config::from_custom_kubeconfig(Kubeconfig::read_from(kubeconfig)?, &KubeConfigOptions::default()).await?)
+    Ok(Config::from_custom_kubeconfig(Kubeconfig::read_from(kubeconfig)?, &KubeConfigOptions::default())
+        .await?)
 }
 
 /// A client of whoever the kubeconfig names.

@@ -4,8 +4,8 @@
 use std::{fs, path::Path};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, PublicKeyData,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, KeyPair, KeyUsagePurpose, PublicKeyData,
 };
 
 use crate::error::Error;
@@ -25,7 +25,8 @@ pub fn create(directory: &Path) -> Result<String, Error> {
     };
     let authority = authority("servers")?;
     write("ca.crt", &authority.pem())?;
-    let (cert, key) = leaf(&authority, "server", &["127.0.0.1", "localhost"], ExtendedKeyUsagePurpose::ServerAuth)?;
+    let (cert, key) =
+        leaf(&authority, "server", &["127.0.0.1", "localhost"], ExtendedKeyUsagePurpose::ServerAuth)?;
     write("server.crt", &cert)?;
     write("server.key", &key)?;
 
@@ -40,7 +41,8 @@ pub fn create(directory: &Path) -> Result<String, Error> {
     write("tokens.pub", &signer.public_key_pem())?;
 
     // The public key of a fresh pair is as hard to guess as anything.
-    let token: String = KeyPair::generate()?.der_bytes().iter().skip(1).take(24).map(|byte| format!("{byte:02x}")).collect();
+    let token: String =
+        KeyPair::generate()?.der_bytes().iter().skip(1).take(24).map(|byte| format!("{byte:02x}")).collect();
     write("tokens.csv", &format!("{token},admin,admin,\"system:masters\"\n"))?;
     Ok(token)
 }
@@ -65,7 +67,8 @@ fn leaf(
 }
 
 fn named(name: &str, addresses: &[&str]) -> Result<CertificateParams, Error> {
-    let mut params = CertificateParams::new(addresses.iter().map(|&address| address.to_owned()).collect::<Vec<_>>())?;
+    let mut params =
+        CertificateParams::new(addresses.iter().map(|&address| address.to_owned()).collect::<Vec<_>>())?;
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     Ok(params)

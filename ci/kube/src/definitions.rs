@@ -59,7 +59,10 @@ impl Follower {
     pub fn start(kubeconfig: &Path, port: u16) -> Result<Self, Error> {
         let (stop, stopped) = oneshot::channel();
         let kubeconfig = kubeconfig.to_owned();
-        let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(Error::io("make a runtime"))?;
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Error::io("make a runtime"))?;
         let thread = thread::Builder::new()
             .name("definitions".to_owned())
             .spawn(move || {
@@ -110,7 +113,8 @@ async fn register(
     port: u16,
 ) -> Result<(), kube::Error> {
     let list = definitions.list(&ListParams::default()).await?;
-    let wanted: BTreeSet<_> = list.iter().filter(|definition| is_established(definition)).flat_map(groups).collect();
+    let wanted: BTreeSet<_> =
+        list.iter().filter(|definition| is_established(definition)).flat_map(groups).collect();
     let services: Api<APIService> = Api::all(client.clone());
     for (group, version) in wanted.difference(registered) {
         let name = format!("{version}.{group}");

@@ -31,7 +31,7 @@ impl Ports {
     pub fn choose() -> Self {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let start = process::id() as u16;
-        let mut port = || {
+        let port = || {
             loop {
                 let offset = start.wrapping_mul(37).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
                 let port = 20_000 + offset % 12_000;
@@ -51,7 +51,9 @@ impl Ports {
 pub fn directory() -> Result<PathBuf, Error> {
     let root = env::var_os("MIGRATION_KUBE").map_or_else(|| PathBuf::from("/opt/kube"), PathBuf::from);
     let programs = root.join("bin");
-    for name in ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "apiextensions-apiserver"] {
+    for name in
+        ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "apiextensions-apiserver"]
+    {
         let path = programs.join(name);
         if !path.is_file() {
             return Err(Error::Missing(path));

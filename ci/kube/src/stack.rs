@@ -11,10 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::{
-    api::core::v1::Service,
-    kube_aggregator::pkg::apis::apiregistration::v1::APIService,
-};
+use k8s_openapi::{api::core::v1::Service, kube_aggregator::pkg::apis::apiregistration::v1::APIService};
 use kube::{
     Api, Client,
     api::{Patch, PatchParams, PostParams},
@@ -118,7 +115,12 @@ impl Stack {
     }
 }
 
-async fn wait_until_ready(supervisor: &Supervisor, directory: &Path, client: &Client, port: u16) -> Result<(), Error> {
+async fn wait_until_ready(
+    supervisor: &Supervisor,
+    directory: &Path,
+    client: &Client,
+    port: u16,
+) -> Result<(), Error> {
     let begun = Instant::now();
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let mut seen = String::from("it does not listen");
@@ -178,7 +180,9 @@ async fn hand_definitions_over(client: &Client, port: u16) -> Result<(), Error> 
         match registered.patch("v1.apiextensions.k8s.io", &PatchParams::default(), &patch).await {
             Ok(_) => break,
             // It appears a moment after the server is ready.
-            Err(kube::Error::Api(status)) if status.is_not_found() && begun.elapsed() < PATIENCE => sleep(PAUSE).await,
+            Err(kube::Error::Api(status)) if status.is_not_found() && begun.elapsed() < PATIENCE => {
+                sleep(PAUSE).await
+            }
             Err(error) => return Err(Error::kube("hand definitions over")(error)),
         }
     }

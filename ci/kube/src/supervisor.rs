@@ -74,7 +74,10 @@ impl Supervisor {
         writeln!(commands, "{verb} {name}")?;
         let mut answer = String::new();
         if shell.answers.read_line(&mut answer)? == 0 {
-            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the shell that holds the servers is gone"));
+            return Err(io::Error::new(
+                io::ErrorKind::BrokenPipe,
+                "the shell that holds the servers is gone",
+            ));
         }
         Ok(answer.trim().to_owned())
     }

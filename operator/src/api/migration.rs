@@ -16,6 +16,8 @@ pub struct Migration {
     pub id: String,
     /// How far it is.
     pub stage: MigrationStage,
+    /// Since when it is that far.
+    pub stage_at: MicroTime,
     /// Why it was asked for.
     pub reason: String,
     /// Who asked for it.
@@ -34,10 +36,10 @@ pub struct Migration {
     pub deadline: Option<MicroTime>,
     /// Where the application ran when it began.
     pub source: Place,
-    /// Where it is to run.
+    /// Where it is to run; the source itself when it is brought back there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Place>,
-    /// Which try this is: counts targets prepared, from 1.
+    /// Which try this is, from 1. Operations and pods of different tries have different names.
     #[schemars(range(min = 1))]
     pub attempt: u32,
     /// Failures since it began, or since the checkpoint that is now restored was chosen.
@@ -49,38 +51,46 @@ pub struct Migration {
     /// Nodes on which a try has failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed_nodes: Vec<String>,
-    /// The agent's operation that is under way, or whose outcome is not known.
+    /// Checkpoints that cannot be restored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed_checkpoints: Vec<String>,
+    /// The agent's operation that may have been asked for and whose outcome is not known: a final dump at the source, or,
+    /// once nothing runs there, a restore at the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
-    /// The checkpoint that is to be restored. From when it is here, nothing runs at the source.
+    /// Whether nothing of the application runs at the source any more: it was dumped, or stopped, or its pod is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_stopped: Option<bool>,
+    /// The checkpoint that is restored; the newest in the store if absent.
     #[serde(default, rename = "checkpointID", skip_serializing_if = "Option::is_none")]
     pub checkpoint_id: Option<String>,
-    /// The handover by which the target gets the tree that is stopped at the source.
+    /// The handover by which the target gets the processes that are stopped at the source.
     #[serde(default, rename = "handoverID", skip_serializing_if = "Option::is_none")]
     pub handover_id: Option<String>,
-    /// Which run of the application the target is to be; no two restores get the same.
+    /// Which run of the application that handover is to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
-    pub runner_generation: Option<u64>,
-    /// Whether an older checkpoint than the final one is restored, because that one could not be.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fell_back: Option<bool>,
+    pub handover_generation: Option<u64>,
     /// Whether somebody asked for it to be cancelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancel_requested: Option<bool>,
     /// When the final dump was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dump_at: Option<MicroTime>,
-    /// When the application stood still.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub frozen_at: Option<MicroTime>,
-    /// When its checkpoint was durable, or it was stopped to be handed over.
+    /// When the checkpoint was known to be durable, or the application to be stopped for its handover.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub committed_at: Option<MicroTime>,
-    /// When it ran again.
+    /// When it was frozen for good at the source, by the clock there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen_at: Option<MicroTime>,
+    /// When it was known to run again; absent while it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumed_at: Option<MicroTime>,
-    /// When its last page was at the target.
+    /// Milliseconds for which the application did not run: from its freeze until it ran at the target, by the agents' clocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub blackout_ms: Option<u64>,
+    /// When its last page was known to be at the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resident_at: Option<MicroTime>,
     /// When it ended.
@@ -89,6 +99,31 @@ pub struct Migration {
     /// What went wrong last, or what it waits for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+impl Migration {
+    /// The only pod in which processes of the application can exist now; none if they are a checkpoint.
+    pub fn may_run_in(&self) -> Option<&Place> {
+        if !self.source_has_stopped() {
+            Some(&self.source)
+        } else if self.resumed_at.is_some() || self.operation.is_some() {
+            self.target.as_ref()
+        } else if self.handover_id.is_some() {
+            Some(&self.source)
+        } else {
+            None
+        }
+    }
+
+    /// Whether nothing of the application runs at the source any more.
+    pub fn source_has_stopped(&self) -> bool {
+        self.source_stopped == Some(true)
+    }
+
+    /// Whether it is being brought back to where it was.
+    pub fn returns(&self) -> bool {
+        self.target.as_ref() == Some(&self.source)
+    }
 }
 
 /// How far a migration is.

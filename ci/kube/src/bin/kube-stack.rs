@@ -48,9 +48,9 @@ async fn up(options: Options) -> Result<(), Box<dyn std::error::Error>> {
     let mut terminated = signal(SignalKind::terminate())?;
     let stack = Stack::start(options).await?;
     println!("export KUBECONFIG={}", stack.kubeconfig().display());
-    let mut key = [0];
+    let (mut input, mut key) = (tokio::io::stdin(), [0]);
     tokio::select! {
-        read = tokio::io::stdin().read(&mut key) => drop(read?),
+        read = input.read(&mut key) => drop(read?),
         _ = terminated.recv() => {}
         interrupted = tokio::signal::ctrl_c() => interrupted?,
     }
