@@ -16,7 +16,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     runtime::{WatchStreamExt, watcher},
 };
 use serde_json::{Value, json};
@@ -129,7 +129,12 @@ async fn register(
             "metadata": {"name": name},
             "spec": spec,
         });
-        services.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&service)).await?;
+        let service: APIService = serde_json::from_value(service).map_err(kube::Error::SerdeError)?;
+        // Not applied: the aggregator of 1.20 has no server-side apply for its own kind, and panics.
+        match services.create(&PostParams::default(), &service).await {
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+            other => drop(other?),
+        }
     }
     for (group, version) in registered.difference(&wanted) {
         match services.delete(&format!("{version}.{group}"), &DeleteParams::default()).await {
