@@ -16,7 +16,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     runtime::{WatchStreamExt, watcher},
 };
 use serde_json::{Value, json};
@@ -34,7 +34,7 @@ pub const SERVICE: &str = "definitions";
 pub const SERVICE_NAMESPACE: &str = "kube-system";
 /// The group of definitions themselves.
 pub const GROUP: &str = "apiextensions.k8s.io/v1";
-/// Marks what the follower has registered.
+/// Who applies definitions.
 const MANAGER: &str = "migration-kube";
 
 /// What an APIService says that stands for the server behind.
@@ -123,13 +123,12 @@ async fn register(
         spec["version"] = json!(version);
         spec["groupPriorityMinimum"] = json!(1000);
         spec["versionPriority"] = json!(15);
-        let service = json!({
-            "apiVersion": "apiregistration.k8s.io/v1",
-            "kind": "APIService",
-            "metadata": {"name": name},
-            "spec": spec,
-        });
-        services.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&service)).await?;
+        let service = serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec}));
+        // Created and not applied: the server in front cannot apply these.
+        match services.create(&PostParams::default(), &service.map_err(kube::Error::SerdeError)?).await {
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+            other => drop(other?),
+        }
     }
     for (group, version) in registered.difference(&wanted) {
         match services.delete(&format!("{version}.{group}"), &DeleteParams::default()).await {
