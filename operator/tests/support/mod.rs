@@ -80,6 +80,9 @@ impl Scene {
     }
 
     pub async fn within(cluster: &Cluster, name: &str) -> Self {
+        // The operators' log, with the output of the test that is theirs.
+        let filter = tracing_subscriber::EnvFilter::new("warn,migration_operator=info");
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let namespace = cluster.namespace(name).await.expect("a namespace");
         let client = cluster.client().await.expect("a client");
         let scene_label = json!({"scene": namespace, "kubernetes.io/arch": "amd64"});
@@ -143,7 +146,7 @@ impl Scene {
             // No checkpoint comes in between unless a test wants it.
             "checkpointPolicy": {"interval": "1h"},
             "migrationPolicy": {"targetNodeSelector": {"scene": self.namespace}, "migrationTimeoutSeconds": 60},
-            "storage": {"type": "minio", "bucket": "b"}
+            "storage": {"type": "minio", "bucket": "checkpoints", "endpoint": "http://store.example:9000"}
         });
         merge(&mut spec, change);
         let app = json!({
