@@ -14,11 +14,11 @@ use migration_proto::agent::{
 
 use crate::{
     act::file_rules,
-    agents::{Agent, AgentError},
+    agents::{self, Agent, AgentError},
     api::{CheckpointPolicy, CheckpointStatus, MigratableApp, MigratableAppStatus},
     context::{Context, Remembered},
     error::Error,
-    migration::since,
+    migration::{FailureKind, since},
     observe::now,
     pods::RUN_PATH,
     schedule::{self, Due, Facts},
@@ -169,7 +169,11 @@ async fn refresh(
         return Ok(true);
     }
     match &operation.outcome {
-        Some(Outcome::Error(detail)) => failed(ctx, app, status, &detail.message, now),
+        Some(Outcome::Error(detail)) => {
+            let no_processes = agents::failure(detail).kind == FailureKind::NoProcesses;
+            ctx.memory.update(&uid, |remembered| remembered.no_processes = no_processes);
+            failed(ctx, app, status, &detail.message, now);
+        }
         _ => {
             let list = agent.checkpoints(&name).await.map_err(Error::agent("ask for checkpoints"))?;
             succeeded(ctx, app, status, operation, &list, now);
@@ -197,6 +201,7 @@ fn succeeded(
     ctx.memory.update(&uid, |remembered| {
         remembered.failures = 0;
         remembered.failure = None;
+        remembered.no_processes = false;
         let Some(Outcome::Checkpoint(result)) = &operation.outcome else { return };
         remembered.frozen = result.frozen_ms.map(|ms| Duration::from_secs_f64(ms.max(0.0) / 1e3));
         // What little was sent tells nothing about how fast the store is.

@@ -84,6 +84,8 @@ pub(crate) struct Remembered {
     /// Checkpoints that have failed since one succeeded, and why the last one did.
     pub failures: u32,
     pub failure: Option<String>,
+    /// Whether it did because there are no processes to be checkpointed.
+    pub no_processes: bool,
     /// From the last one that succeeded.
     pub frozen: Option<Duration>,
     pub bandwidth: Option<u64>,

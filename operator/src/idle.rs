@@ -20,7 +20,7 @@ use crate::{
     act::{NotMade, create_pod, delete_pod},
     api::{
         APP_LABEL, MigratableApp, MigratableAppStatus, MigrationPolicy, Phase,
-        migration::{Migration, Place, TriggeredBy},
+        migration::{Migration, Place, TargetLost, TriggeredBy},
     },
     checkpoints,
     context::Context,
@@ -259,6 +259,10 @@ async fn present(ctx: &Context, app: &MigratableApp, found: &Found, seen: PodSee
     run_state(&mut status, pod, seen);
     if seen == PodSeen::Ready {
         let checkpoint = checkpoints::look(ctx, app, pod, &mut status).await;
+        if let Some(settled) = nothing_runs(ctx, app) {
+            record(ctx, app, &settled).await?;
+            return Ok(ctx.settings.limits.look);
+        }
         let moved = migratable::look(ctx, app, pod, &mut status).await?;
         again = again.min(checkpoint).min(moved);
         refresh_certificate(ctx, app).await;
@@ -271,6 +275,17 @@ async fn present(ctx: &Context, app: &MigratableApp, found: &Found, seen: PodSee
         persist(ctx, app, status).await?;
     }
     Ok(again)
+}
+
+/// A target that was lost left open whether what was stopped here goes on. A checkpoint has told that it does not.
+fn nothing_runs(ctx: &Context, app: &MigratableApp) -> Option<Migration> {
+    let uid = app.metadata.uid.as_deref().unwrap_or_default();
+    let last = app.status.as_ref()?.migration.as_ref()?;
+    let open = last.stage.is_over() && last.target_lost == Some(TargetLost::MayHaveRun) && !last.source_has_stopped();
+    if !open || !ctx.memory.get(uid).no_processes {
+        return None;
+    }
+    Some(Migration { source_stopped: Some(true), target_lost: Some(TargetLost::HadRun), ..last.clone() })
 }
 
 async fn refresh_certificate(ctx: &Context, app: &MigratableApp) {

@@ -225,7 +225,7 @@ async fn ask_handover(
         seen.residency = Residency::Unknown;
         return;
     };
-    if written.stage == MigrationStage::TakingBack && ctx.must_lead().is_ok() {
+    if written.takes_back() && ctx.must_lead().is_ok() {
         seen.handover = match agent.take_back(name, handover).await {
             Ok(()) => Handover::Over,
             Err(AgentError::Refused(detail)) => match agents::failure(&detail).kind {

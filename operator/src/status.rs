@@ -160,6 +160,7 @@ pub fn beginning(id: String, trigger: &Trigger, source: Place, policy: &Migratio
         checkpoint_id: None,
         handover_id: None,
         handover_generation: None,
+        target_lost: None,
         cancel_requested: None,
         dump_at: None,
         committed_at: None,

@@ -45,6 +45,7 @@ fn migration(stage: Stage) -> Migration {
         checkpoint_id: None,
         handover_id: None,
         handover_generation: None,
+        target_lost: None,
         cancel_requested: None,
         dump_at: None,
         frozen_at: None,
@@ -231,7 +232,7 @@ fn what_is_known_to_be_stopped_is_forgotten_only_when_it_goes_on_at_the_source()
             let Decision::Record(next) = decide(written, seen, &limits, now_of(seen, late)) else { continue };
             assert_ne!(*next, *written, "{written:?} {seen:?}");
             if written.source_has_stopped() && !next.source_has_stopped() {
-                assert_eq!((written.stage, seen.handover), (Stage::TakingBack, Handover::Over), "{written:?} {seen:?}");
+                assert!(written.takes_back() && seen.handover == Handover::Over, "{written:?} {seen:?}");
             }
             if !written.source_has_stopped() && next.source_has_stopped() {
                 let dumped = matches!(seen.operation, OperationSeen::Succeeded(_));

@@ -7,7 +7,7 @@ use super::{
     decide::{Case, Decision, Effect, operation_id},
     seen::{Done, Failure, FailureKind, Handover, OperationSeen, PodSeen, Residency},
 };
-use crate::api::migration::{Migration, MigrationStage};
+use crate::api::migration::{Migration, MigrationStage, TargetLost};
 
 /// The source's final dump is done.
 pub(super) fn commit(next: &mut Migration, done: &Done, now: Timestamp) {
@@ -139,6 +139,11 @@ fn failed(case: &Case<'_>, kind: FailureKind, message: &str) -> Decision {
     match kind {
         _ if hands_over => case.record(|next| {
             next.stage = MigrationStage::TakingBack;
+            next.target_lost = match &case.seen.operation {
+                _ if next.resumed_at.is_some() => Some(TargetLost::HadRun),
+                OperationSeen::Failed(_) => None,
+                _ => next.operation.as_ref().map(|_| TargetLost::MayHaveRun),
+            };
             next.operation = None;
             next.resumed_at = None;
             next.message = Some(message.to_owned());
@@ -203,6 +208,10 @@ pub(super) fn take_back(case: &Case<'_>) -> Decision {
         _ if case.seen.source.is_over() => {
             case.record(|next| from_store(next, "the source's pod is gone; the last checkpoint is restored"))
         }
+        // It was ended because the target, which is gone, needed it no longer.
+        Handover::Over if case.written.target_lost == Some(TargetLost::HadRun) => {
+            case.record(|next| from_store(next, "the target was lost; the last checkpoint is restored"))
+        }
         Handover::Over => case.record(|next| {
             other_target(next, true);
             next.handover_id = None;
@@ -227,6 +236,23 @@ pub(super) fn take_back(case: &Case<'_>) -> Decision {
         ),
         Handover::Unknown | Handover::Stopped => case.wait(),
     }
+}
+
+/// What became of processes that were still stopped at the source when the migration ended.
+pub(super) fn settle_handover(case: &Case<'_>) -> Decision {
+    let lost = case.seen.source.is_over()
+        || case.seen.handover == Handover::Claimed
+        || (case.seen.handover == Handover::Over && case.written.target_lost == Some(TargetLost::HadRun));
+    if !lost && case.seen.handover != Handover::Over {
+        return Decision::Wait(case.limits.look * 10);
+    }
+    case.record(|next| {
+        next.handover_id = None;
+        next.handover_generation = None;
+        if !lost {
+            next.source_stopped = None;
+        }
+    })
 }
 
 /// The application runs at the target, and its pages arrive.

@@ -166,8 +166,10 @@ fn fail_target(case: &Case<'_>, message: &str) -> Decision {
 
 /// The dump failed, and the application runs on.
 fn failed(case: &Case<'_>, failure: &Failure) -> Decision {
-    // A dump before this one was committed, and failed only afterwards: it has ended the processes.
-    if failure.kind == FailureKind::NoProcesses && case.written.checkpoint_id.is_some() {
+    // A dump before this one was committed, and failed only afterwards: it has ended the processes. Or a target that took
+    // them over had everything before it was lost.
+    let known_why = case.written.checkpoint_id.is_some() || case.written.target_lost.is_some();
+    if failure.kind == FailureKind::NoProcesses && known_why {
         return case.record(|next| {
             next.source_stopped = Some(true);
             next.committed_at = Some(MicroTime(case.now));

@@ -172,6 +172,9 @@ impl Case<'_> {
 /// What is left of a migration that is over: an operation whose outcome was not known.
 fn settle(case: &Case<'_>) -> Decision {
     let written = case.written;
+    if written.takes_back() {
+        return after::settle_handover(case);
+    }
     if written.operation.is_none() {
         return after::leave_source(case);
     }
