@@ -11,16 +11,20 @@ use std::{
     fmt::Debug,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use futures::future::{join_all, pending};
+use futures::{
+    StreamExt,
+    future::{join_all, pending},
+};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, ResourceExt,
     api::{ListParams, Patch, PatchParams, PostParams},
+    runtime::{WatchStreamExt, watcher},
 };
 use migration_kube::Cluster;
 use migration_operator::{
@@ -49,6 +53,8 @@ pub struct Scene {
     pub agents: Scripted,
     /// Nodes that do not start pods.
     pub slow: Arc<Mutex<Vec<String>>>,
+    /// The operators' requests to the API server.
+    pub requests: Arc<AtomicUsize>,
     _kubelet: Kubelet,
 }
 
@@ -94,7 +100,8 @@ impl Scene {
         let (world, agents, slow) = (World::new(), Scripted::default(), Arc::default());
         let home = format!("{namespace}-a");
         let kubelet = Kubelet::start(client.clone(), &namespace, &home, &world, &agents, Arc::clone(&slow));
-        Self { client, namespace, world, agents, slow, _kubelet: kubelet }
+        let requests = Arc::default();
+        Self { client, namespace, world, agents, slow, requests, _kubelet: kubelet }
     }
 
     pub fn node(&self, letter: &str) -> String {
@@ -125,8 +132,19 @@ impl Scene {
     pub fn operator_with(&self, settings: Settings) -> Operator {
         let leading = Arc::new(AtomicBool::new(true));
         let agents = Arc::new(self.agents.clone());
-        let running = controller::run(self.client.clone(), agents, settings, Arc::clone(&leading), |_| {}, pending());
+        let running = controller::run(self.counted(), agents, settings, Arc::clone(&leading), |_| {}, pending());
         Operator { task: tokio::spawn(running), leading }
+    }
+
+    /// A client whose requests are counted.
+    fn counted(&self) -> Client {
+        let (client, requests) = (self.client.clone(), Arc::clone(&self.requests));
+        let service = tower::service_fn(move |request| {
+            requests.fetch_add(1, Ordering::SeqCst);
+            let client = client.clone();
+            async move { client.send(request).await }
+        });
+        Client::new(service, self.namespace.clone())
     }
 
     pub fn apps(&self) -> Api<MigratableApp> {
@@ -204,6 +222,29 @@ impl Scene {
             status.migration.as_ref().is_some_and(|migration| migration.stage == stage || migration.stage.is_over())
         })
         .await
+    }
+
+    /// Does something in the moment in which a stage has been written down.
+    pub fn when_written<T: Send + 'static>(
+        &self,
+        name: &str,
+        stage: MigrationStage,
+        then: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+        let mut changes = watcher(self.apps(), only).default_backoff().applied_objects().boxed();
+        tokio::spawn(async move {
+            let written = async {
+                while let Some(change) = changes.next().await {
+                    let status = change.ok().and_then(|app| app.status).unwrap_or_default();
+                    if status.migration.is_some_and(|migration| migration.stage == stage) {
+                        return;
+                    }
+                }
+            };
+            tokio::time::timeout(PATIENCE, written).await.expect("the stage is written down");
+            then()
+        })
     }
 
     /// Annotates the pod in which an application runs.
