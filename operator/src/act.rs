@@ -4,6 +4,7 @@ use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{
     ResourceExt,
     api::{DeleteParams, PostParams, Preconditions},
+    runtime::events::EventType,
 };
 use migration_proto::agent::{
     Command, FileRules, FinalDumpRequest, Hook, OperationKind, OperationState, Reason, RestoreRequest, Source, hook::Call,
@@ -17,7 +18,7 @@ use crate::{
     },
     context::Context,
     error::{Error, is},
-    migration::{Effect, Failure, since},
+    migration::{Effect, Failure, FailureKind, since},
     observe::{self, Look},
     pods::{Plan, ROLE_ANNOTATION, RUN_PATH, Role, Unsupported, build},
     secrets::{self, Missing},
@@ -28,7 +29,7 @@ use crate::{
 pub enum Outcome {
     /// It is done, or will be.
     Done,
-    /// It cannot be done, for a reason that trying again does not remove. The operation does not exist.
+    /// It cannot be done, for a reason that trying again at once does not remove. The operation, or the pod, does not exist.
     Refused(Failure),
 }
 
@@ -67,8 +68,8 @@ async fn create_target(ctx: &Context, app: &MigratableApp, written: &Migration) 
         Ok(()) => Ok(Outcome::Done),
         Err(NotMade::Error(error)) => Err(error),
         Err(NotMade::Because(reason, message)) => {
-            tracing::warn!(app = ctx.full_name(app), reason, message, "the target's pod cannot be made");
-            Ok(Outcome::Done)
+            ctx.event(app, EventType::Warning, reason, &format!("the target's pod cannot be made: {message}")).await;
+            Ok(Outcome::Refused(Failure { kind: FailureKind::Passing, message, checkpoint: None }))
         }
     }
 }

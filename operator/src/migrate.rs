@@ -22,7 +22,7 @@ use crate::{
     },
     context::{Context, FIELD_MANAGER},
     error::{Error, is},
-    migration::{Decision, OperationSeen, decide, since},
+    migration::{Decision, Effect, OperationSeen, PodSeen, decide, since},
     observe::{self, Look, now},
     status::with_migration,
     trigger::{self, CANCEL_ANNOTATION},
@@ -54,6 +54,10 @@ pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp
         if let Decision::Do(effect) = decision {
             match act::act(ctx, &app, written, effect).await? {
                 Outcome::Done => return Ok((app, Some(limits.look / 2))),
+                Outcome::Refused(_) if effect == Effect::CreateTarget => {
+                    seen.target = PodSeen::Ended;
+                    decision = decide(written, &seen, limits, now());
+                }
                 Outcome::Refused(failure) => {
                     seen.operation = OperationSeen::Failed(failure);
                     decision = decide(written, &seen, limits, now());

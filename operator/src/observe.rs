@@ -57,13 +57,7 @@ pub async fn find(ctx: &Context, app: &MigratableApp, name: &str, look: Look) ->
     let ours = pod.filter(|pod| pod.owner_references().iter().any(|owner| Some(&owner.uid) == app.metadata.uid.as_ref()));
     let Some(pod) = ours else { return Ok(Found { pod: None, seen: PodSeen::Gone, doomed: false }) };
     let node = match pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) {
-        Some(name) => match look {
-            Look::Cached => Some(ctx.nodes.get(&ObjectRef::new(&name)).map(|node| (*node).clone())),
-            Look::Fresh => {
-                let nodes: Api<Node> = Api::all(ctx.client.clone());
-                Some(nodes.get_opt(&name).await.map_err(Error::kube("read a node"))?)
-            }
-        },
+        Some(name) => Some(node_of(ctx, &name, look).await?),
         None => None,
     };
     let moved = container_of(app).map(|container| container.name.clone()).unwrap_or_default();
@@ -73,8 +67,18 @@ pub async fn find(ctx: &Context, app: &MigratableApp, name: &str, look: Look) ->
         Some(Some(node)) if placement::is_out_of_service(node) => PodSeen::Gone,
         _ => of_pod(&pod, &moved),
     };
-    let doomed = node.flatten().is_some_and(|node| placement::is_doomed(&node));
+    let doomed = node.is_some_and(|node| node.is_none_or(|node| placement::is_doomed(&node)));
     Ok(Found { pod: Some(pod), seen, doomed })
+}
+
+async fn node_of(ctx: &Context, name: &str, look: Look) -> Result<Option<Node>, Error> {
+    match look {
+        Look::Cached => Ok(ctx.nodes.get(&ObjectRef::new(name)).map(|node| (*node).clone())),
+        Look::Fresh => {
+            let nodes: Api<Node> = Api::all(ctx.client.clone());
+            nodes.get_opt(name).await.map_err(Error::kube("read a node"))
+        }
+    }
 }
 
 /// What a pod's status says.
@@ -113,17 +117,22 @@ pub async fn see(ctx: &Context, app: &MigratableApp, written: &Migration, look: 
         Some(_) => Found { pod: source.pod.clone(), seen: source.seen, doomed: source.doomed },
         None => Found { pod: None, seen: PodSeen::Gone, doomed: false },
     };
+    let bound = target.pod.as_ref().and_then(|pod| pod.spec.as_ref()).is_some_and(|spec| spec.node_name.is_some());
     let mut seen = Seen {
         source: source.seen,
         source_doomed: source.doomed,
         target: target.seen,
-        target_doomed: target.doomed || written.target.as_ref().is_some_and(|place| node_doomed(ctx, &place.node)),
+        target_doomed: target.doomed,
         operation: if written.operation.is_some() { OperationSeen::Unknown } else { OperationSeen::Absent },
         cancel: trigger::is_set(app.annotations(), crate::trigger::CANCEL_ANNOTATION),
         preserve_source: trigger::is_set(app.annotations(), PRESERVE_ANNOTATION),
         ..Seen::default()
     };
     let stage = written.stage;
+    if let Some(place) = written.target.as_ref().filter(|_| !bound && !stage.is_over()) {
+        let node = node_of(ctx, &place.node, look).await?;
+        seen.target_doomed = node.is_none_or(|node| placement::is_doomed(&node));
+    }
     if stage == MigrationStage::ChoosingTarget {
         seen.nodes = nodes(ctx, app, &written.source.node);
     }
@@ -278,10 +287,6 @@ fn unanswered(app: &str, error: &AgentError, seen: PodSeen) -> PodSeen {
 
 fn find_operation(known: &[Operation], id: &str) -> OperationSeen {
     known.iter().find(|one| one.id == id).map_or(OperationSeen::Absent, agents::seen)
-}
-
-fn node_doomed(ctx: &Context, name: &str) -> bool {
-    ctx.nodes.get(&ObjectRef::new(name)).is_some_and(|node| placement::is_doomed(&node))
 }
 
 /// Where the application could go.
