@@ -24,6 +24,8 @@ use kube::{
     },
 };
 
+use tokio::time::timeout;
+
 use crate::{
     agents::Agents,
     api::{APP_LABEL, MigratableApp},
@@ -32,6 +34,9 @@ use crate::{
     finalize, idle, migrate,
     migration::spread,
 };
+
+/// How long a look may take: agents are asked a few times, each with a limit of its own.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// The longest pause after an error.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -43,7 +48,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 pub async fn reconcile(app: Arc<MigratableApp>, ctx: Arc<Context>) -> Result<Action, Error> {
     let begun = Instant::now();
     let uid = app.metadata.uid.clone().unwrap_or_default();
-    let result = look((*app).clone(), &ctx).await;
+    // Whatever it is broken off at is done again.
+    let result = timeout(LONGEST, look((*app).clone(), &ctx)).await.unwrap_or(Err(Error::TooLong));
     ctx.metrics.reconciled(begun.elapsed(), result.as_ref().err().map(Error::word));
     if result.is_ok() {
         ctx.memory.update(&uid, |remembered| remembered.errors = 0);
@@ -121,7 +127,7 @@ pub async fn run(
         .owns_stream(pod_events)
         .graceful_shutdown_on(stop);
     // What is not in a cache yet would be taken for gone, if only until it is looked at again.
-    let _ = tokio::time::timeout(Duration::from_secs(10), nodes.wait_until_ready()).await;
+    let _ = timeout(Duration::from_secs(10), nodes.wait_until_ready()).await;
     controller
         .run(reconcile, error_policy, ctx)
         .for_each(|result| {

@@ -90,7 +90,7 @@ impl Scene {
         let filter = tracing_subscriber::EnvFilter::new("warn,migration_operator=info");
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let namespace = cluster.namespace(name).await.expect("a namespace");
-        let client = cluster.client().await.expect("a client");
+        let client = impatient(cluster.client().await.expect("a client"), &namespace);
         let scene_label = json!({"scene": namespace, "kubernetes.io/arch": "amd64"});
         join_all(["a", "b", "c"].map(|node| {
             let (client, name, labels) = (client.clone(), format!("{namespace}-{node}"), scene_label.clone());
@@ -130,7 +130,11 @@ impl Scene {
     }
 
     pub fn operator_with(&self, settings: Settings) -> Operator {
-        let leading = Arc::new(AtomicBool::new(true));
+        self.led(settings, Arc::new(AtomicBool::new(true)))
+    }
+
+    /// One that works only while it leads.
+    pub fn led(&self, settings: Settings, leading: Arc<AtomicBool>) -> Operator {
         let agents = Arc::new(self.agents.clone());
         let running = controller::run(self.counted(), agents, settings, Arc::clone(&leading), |_| {}, pending());
         Operator { task: tokio::spawn(running), leading }
@@ -269,7 +273,13 @@ impl Scene {
         loop {
             let current = self.status(app).await.current_pod_name;
             let labelled = ListParams::default().labels(&format!("migration.io/app={app}"));
-            let pods = self.pods().list(&labelled).await.expect("pods").items;
+            let Ok(pods) = self.pods().list(&labelled).await else {
+                // The API server is away.
+                assert!(begun.elapsed() < PATIENCE, "{app}: pods cannot be listed");
+                sleep(Duration::from_millis(200)).await;
+                continue;
+            };
+            let pods = pods.items;
             if let [pod] = &pods[..]
                 && Some(pod.name_any()) == current
             {
@@ -297,6 +307,18 @@ impl Scene {
         all.sort_by_key(|event| event.event_time.clone());
         all.into_iter().filter_map(|event| event.reason).collect()
     }
+}
+
+/// A client whose requests fail when there is no answer, instead of waiting for ever.
+fn impatient(client: Client, namespace: &str) -> Client {
+    let service = tower::service_fn(move |request| {
+        let client = client.clone();
+        async move {
+            let answer = tokio::time::timeout(Duration::from_secs(30), client.send(request)).await;
+            answer.unwrap_or_else(|_| Err(kube::Error::Service("no answer in time".into())))
+        }
+    });
+    Client::new(service, namespace)
 }
 
 /// Whether a condition is true.
