@@ -1,8 +1,10 @@
-//! The Kubernetes side: applications that can be moved, and (later) the machine that moves them.
+//! The Kubernetes side: applications that can be moved, and what moves them.
 //!
-//! What is here: the API, [`api::MigratableApp`], and the command that prints its definition
-//! (`migration-operator crd`). What is not here yet: the controller that checkpoints and moves pods, pod building,
-//! the injection webhook, CEL rules in the schema, and the deployment manifests.
+//! The operator decides and writes down; agents do the work. For each [`api::MigratableApp`] it keeps one pod running
+//! ([`pods`]), has checkpoints made ([`schedule`]), and moves it to another node ([`placement`]) when somebody asks or its node
+//! goes away ([`trigger`]). How an application moves is decided by a function without I/O ([`migration`]); where it is on its way
+//! is in its status ([`api::migration`]), so that an operator can be killed at any moment and another one goes on
+//! ([`controller`], [`leader`]).
 //!
 //! This crate speaks Kubernetes and the agent's API. It knows nothing of CRIU or of pages.
 
@@ -17,9 +19,9 @@ pub mod error;
 mod finalize;
 mod idle;
 pub mod leader;
+pub mod metrics;
 mod migratable;
 mod migrate;
-pub mod metrics;
 pub mod migration;
 mod observe;
 pub mod placement;

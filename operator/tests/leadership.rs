@@ -48,10 +48,11 @@ async fn a_leader_that_is_killed_in_a_migration_is_succeeded_by_another() {
     scene.create("app", json!({})).await;
     scene.until_running("app").await;
     for stage in [Stage::Dumping, Stage::Restoring] {
-        scene.until("app", "at rest", |status| {
-            status.migration.as_ref().is_none_or(|migration| migration.stage.is_over())
-        })
-        .await;
+        scene
+            .until("app", "at rest", |status| {
+                status.migration.as_ref().is_none_or(|migration| migration.stage.is_over())
+            })
+            .await;
         let history = scene.status("app").await.migration_history.len();
         scene.trigger("app").await;
         scene.until_stage("app", stage).await;

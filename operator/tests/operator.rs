@@ -118,7 +118,14 @@ async fn what_cannot_be_restored_anywhere_else_comes_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_killed_at_any_stage_is_succeeded_by_another() {
     let scene = Scene::new("killed").await;
-    let stages = [Stage::ChoosingTarget, Stage::Preparing, Stage::Dumping, Stage::Restoring, Stage::Filling, Stage::RemovingSource];
+    let stages = [
+        Stage::ChoosingTarget,
+        Stage::Preparing,
+        Stage::Dumping,
+        Stage::Restoring,
+        Stage::Filling,
+        Stage::RemovingSource,
+    ];
     scene.world.lock().pace = Duration::from_millis(400);
     scene.world.lock().resident_after = Duration::from_millis(400);
     for (number, stage) in stages.into_iter().enumerate() {
@@ -152,7 +159,12 @@ async fn a_pod_that_is_gone_without_notice_is_restored_from_its_last_checkpoint(
     scene.pods().delete(&pod, &Default::default()).await.unwrap();
     let after = scene.until_over("app", 1).await;
     let moved = after.migration.clone().unwrap();
-    assert_eq!((moved.stage, moved.triggered_by), (Stage::Succeeded, TriggeredBy::Recovery), "{}", pretty(&after));
+    assert_eq!(
+        (moved.stage, moved.triggered_by),
+        (Stage::Succeeded, TriggeredBy::Recovery),
+        "{}",
+        pretty(&after)
+    );
     scene.assert_runs_once("app").await;
     assert_eq!(scene.world.app(&scene.full_name("app")).launches, 1);
 }
@@ -178,7 +190,11 @@ async fn a_monitor_is_obeyed_once_a_notice_and_not_where_the_policy_says_no() {
     assert_eq!((stays.migration, stays.current_node), (None, Some(scene.node("a"))));
     assert_eq!(scene.world.app(&scene.full_name("stays")).checkpoints.len(), 1);
     sleep(Duration::from_secs(2)).await;
-    assert_eq!(scene.status("moves").await.migration_history.len(), 1, "the same notice again is no other trigger");
+    assert_eq!(
+        scene.status("moves").await.migration_history.len(),
+        1,
+        "the same notice again is no other trigger"
+    );
     // A person is obeyed whatever the policy says about machines.
     scene.trigger("stays").await;
     let after = scene.until_over("stays", 1).await;
@@ -216,7 +232,9 @@ async fn what_is_missing_is_known_before_anybody_asks() {
     scene.world.lock().missing.push("store".to_owned());
     // It is looked at once a minute; a new application is looked at first.
     scene.create("other", json!({})).await;
-    scene.until("other", "StoreUnreachable", |status| reason(status, "Migratable") == "StoreUnreachable").await;
+    scene
+        .until("other", "StoreUnreachable", |status| reason(status, "Migratable") == "StoreUnreachable")
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -258,7 +276,12 @@ async fn a_target_that_dies_is_replaced_before_and_after_the_dump() {
         assert_eq!(moved.stage, Stage::Succeeded, "{}", pretty(&after));
         assert_ne!(moved.target.unwrap(), target);
         scene.assert_runs_once(app).await;
-        support::kubelet::node(&scene.client, &target.node, json!({"scene": scene.namespace, "kubernetes.io/arch": "amd64"})).await;
+        support::kubelet::node(
+            &scene.client,
+            &target.node,
+            json!({"scene": scene.namespace, "kubernetes.io/arch": "amd64"}),
+        )
+        .await;
     }
 }
 
@@ -312,7 +335,9 @@ async fn a_deadline_that_leaves_no_time_for_a_target_is_met_all_the_same() {
     support::kubelet::node(&scene.client, &scene.node("d"), label).await;
     scene.slow.lock().unwrap().clear();
     let stuck = scene.pods().list(&Default::default()).await.unwrap();
-    for pod in stuck.items.iter().filter(|pod| pod.status.as_ref().is_some_and(|status| status.pod_ip.is_none())) {
+    for pod in
+        stuck.items.iter().filter(|pod| pod.status.as_ref().is_some_and(|status| status.pod_ip.is_none()))
+    {
         let name = pod.metadata.name.as_deref().unwrap();
         scene.pods().delete(name, &kube::api::DeleteParams::default().grace_period(0)).await.unwrap();
     }

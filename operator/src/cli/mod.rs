@@ -44,7 +44,8 @@ pub fn main() -> ExitCode {
 
 fn print_crd() -> ExitCode {
     let definition = definition().map_err(|error| error.to_string());
-    let yaml = match definition.and_then(|it| serde_saphyr::to_string(&it).map_err(|error| error.to_string())) {
+    let yaml = match definition.and_then(|it| serde_saphyr::to_string(&it).map_err(|error| error.to_string()))
+    {
         Ok(yaml) => yaml,
         Err(error) => {
             eprintln!("error: the definition cannot be written as YAML: {error}");

@@ -118,7 +118,11 @@ impl Scene {
             cluster: CLUSTER.to_owned(),
             namespace: self.namespace.clone(),
             agent: AgentSettings { native_sidecar: false, ..AgentSettings::default() },
-            limits: Limits { look: Duration::from_millis(200), grace: Duration::from_secs(3), ..Limits::default() },
+            limits: Limits {
+                look: Duration::from_millis(200),
+                grace: Duration::from_secs(3),
+                ..Limits::default()
+            },
             interruptible_label: None,
             only: Some(self.namespace.clone()),
             resync: Duration::from_secs(5),
@@ -136,7 +140,8 @@ impl Scene {
     /// One that works only while it leads.
     pub fn led(&self, settings: Settings, leading: Arc<AtomicBool>) -> Operator {
         let agents = Arc::new(self.agents.clone());
-        let running = controller::run(self.counted(), agents, settings, Arc::clone(&leading), |_| {}, pending());
+        let running =
+            controller::run(self.counted(), agents, settings, Arc::clone(&leading), |_| {}, pending());
         Operator { task: tokio::spawn(running), leading }
     }
 
@@ -223,7 +228,10 @@ impl Scene {
 
     pub async fn until_stage(&self, name: &str, stage: MigrationStage) -> MigratableAppStatus {
         self.until(name, &format!("{stage:?}"), |status| {
-            status.migration.as_ref().is_some_and(|migration| migration.stage == stage || migration.stage.is_over())
+            status
+                .migration
+                .as_ref()
+                .is_some_and(|migration| migration.stage == stage || migration.stage.is_over())
         })
         .await
     }
@@ -260,11 +268,15 @@ impl Scene {
 
     pub async fn annotate_app(&self, app: &str, annotations: Value) {
         let patch = json!({"metadata": {"annotations": annotations}});
-        self.apps().patch(app, &PatchParams::default(), &Patch::Merge(&patch)).await.expect("application annotated");
+        self.apps()
+            .patch(app, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+            .expect("application annotated");
     }
 
     pub async fn trigger(&self, app: &str) {
-        self.annotate_pod(app, json!({"migration.io/trigger": "requested", "migration.io/reason": "test"})).await;
+        self.annotate_pod(app, json!({"migration.io/trigger": "requested", "migration.io/reason": "test"}))
+            .await;
     }
 
     /// Waits until the only pod left is the one it runs in, and gives its address.
@@ -301,7 +313,8 @@ impl Scene {
 
     /// Reasons of the events about an application, oldest first.
     pub async fn events(&self, app: &str) -> Vec<String> {
-        let events: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(self.client.clone(), &self.namespace);
+        let events: Api<k8s_openapi::api::events::v1::Event> =
+            Api::namespaced(self.client.clone(), &self.namespace);
         let mut all = events.list(&ListParams::default()).await.expect("events").items;
         all.retain(|event| event.regarding.as_ref().is_some_and(|about| about.name.as_deref() == Some(app)));
         all.sort_by_key(|event| event.event_time.clone());
