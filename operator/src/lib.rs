@@ -20,6 +20,7 @@ pub mod leader;
 mod migratable;
 mod migrate;
 pub mod metrics;
+pub mod manifests;
 pub mod migration;
 mod observe;
 pub mod placement;
