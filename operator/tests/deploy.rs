@@ -37,7 +37,11 @@ fn documents(yaml: &str) -> Vec<Value> {
 
 /// The entry point, on a cluster.
 fn migration(cluster: &Cluster, arguments: &[&str]) -> Output {
-    Command::new(deploy("migration")).args(arguments).env("KUBECONFIG", cluster.kubeconfig()).output().unwrap()
+    Command::new(deploy("migration"))
+        .args(arguments)
+        .env("KUBECONFIG", cluster.kubeconfig())
+        .output()
+        .unwrap()
 }
 
 fn done(cluster: &Cluster, arguments: &[&str]) -> String {
@@ -56,7 +60,10 @@ fn the_manifests_that_are_shipped_are_those_that_are_generated() {
         ("chart/files/system-rules.yaml", &["manifests", "--rules", "system"]),
     ] {
         let words = arguments.join(" ");
-        assert!(read(file) == printed(arguments), "write it again: migration-operator {words} > operator/deploy/{file}");
+        assert!(
+            read(file) == printed(arguments),
+            "write it again: migration-operator {words} > operator/deploy/{file}"
+        );
     }
 }
 
@@ -75,8 +82,9 @@ fn no_right_is_wider_than_it_says() {
 #[test]
 fn the_dashboard_asks_only_for_numbers_that_are_served() {
     let sources = ["../agent/src/service/metrics.rs", "src/metrics.rs"];
-    let served: String =
-        sources.map(|path| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()).concat();
+    let served: String = sources
+        .map(|path| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap())
+        .concat();
     let dashboard: Value = serde_json::from_str(&read("grafana.json")).unwrap();
     let mut asked = 0;
     for panel in dashboard["panels"].as_array().unwrap() {
@@ -84,8 +92,10 @@ fn the_dashboard_asks_only_for_numbers_that_are_served() {
             let expression = target["expr"].as_str().unwrap();
             let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
             for name in words.filter(|word| word.starts_with("migration_")) {
-                let name = name.strip_prefix("migration_operator_").or(name.strip_prefix("migration_")).unwrap();
-                let name = name.trim_end_matches("_bucket").trim_end_matches("_seconds").trim_end_matches("_total");
+                let name =
+                    name.strip_prefix("migration_operator_").or(name.strip_prefix("migration_")).unwrap();
+                let name =
+                    name.trim_end_matches("_bucket").trim_end_matches("_seconds").trim_end_matches("_total");
                 assert!(served.contains(&format!("\"{name}\"")), "{name} in {expression}");
                 asked += 1;
             }
@@ -127,7 +137,11 @@ fn the_chart_has_every_value_it_uses_and_uses_every_value_it_has() {
         assert_eq!(templates.matches("{{").count(), templates.matches(block).count());
     }
     let words = |word: &str| {
-        templates.split("{{").skip(1).filter(|action| action.trim_start_matches('-').trim().starts_with(word)).count()
+        templates
+            .split("{{")
+            .skip(1)
+            .filter(|action| action.trim_start_matches('-').trim().starts_with(word))
+            .count()
     };
     assert_eq!(words("if ") + words("with ") + words("range ") + words("define "), words("end"));
 }
@@ -136,10 +150,17 @@ fn the_chart_has_every_value_it_uses_and_uses_every_value_it_has() {
 async fn one_command_installs_deploys_and_takes_everything_out_again() {
     let cluster = Cluster::start(Options::default()).await.unwrap();
     let early = migration(&cluster, &["deploy"]);
-    assert!(!early.status.success() && text(&early.stderr).contains("migration install"), "{}", text(&early.stderr));
+    assert!(
+        !early.status.success() && text(&early.stderr).contains("migration install"),
+        "{}",
+        text(&early.stderr)
+    );
     done(&cluster, &["install"]);
     done(&cluster, &["install"]);
-    done(&cluster, &["deploy", "--registry", "registry.example/team/", "--tag", "1.2.3", "--cluster", "prod"]);
+    done(
+        &cluster,
+        &["deploy", "--registry", "registry.example/team/", "--tag", "1.2.3", "--cluster", "prod"],
+    );
     let image = ["get", "deploy", "-n", "migration-system", "migration-operator", "-o"];
     let path = "jsonpath={.spec.template.spec.containers[0].image} {.spec.template.spec.containers[0].args}";
     let deployed = cluster.kubectl(&[&image[..], &[path]].concat()).unwrap();
@@ -160,7 +181,9 @@ async fn one_command_installs_deploys_and_takes_everything_out_again() {
     done(&cluster, &["disallow", &namespace]);
     done(&cluster, &["undeploy"]);
     done(&cluster, &["uninstall", "--force"]);
-    for left in ["clusterrole", "clusterrolebinding", "mutatingwebhookconfiguration", "crd", "deploy", "rolebinding"] {
+    for left in
+        ["clusterrole", "clusterrolebinding", "mutatingwebhookconfiguration", "crd", "deploy", "rolebinding"]
+    {
         let output = cluster.kubectl(&["get", left, "-A", "-o", "name"]).unwrap();
         let names = text(&output.stdout);
         assert!(output.status.success(), "{}", text(&output.stderr));

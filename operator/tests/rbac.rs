@@ -76,14 +76,17 @@ fn apply(cluster: &Cluster, document: &Value) {
 /// What `kubectl auth can-i` says of the operator.
 fn may(place: &Place, verb: &str, resource: &str, namespace: Option<&str>) -> bool {
     let account = format!("--as=system:serviceaccount:{}:{}", place.system, manifests::NAME);
-    let mut arguments = vec!["auth", "can-i", verb, resource, account.as_str()];
+    let mut arguments = vec!["auth", "can-i", verb];
+    arguments.extend(resource.split(' '));
+    arguments.push(&account);
     arguments.extend(namespace.map_or(vec!["--all-namespaces"], |namespace| vec!["-n", namespace]));
     let output = place.cluster.kubectl(&arguments).unwrap();
     output.stdout.starts_with(b"yes")
 }
 
 fn resource(rule: &rbac::Rule) -> Vec<String> {
-    let (plain, sub) = rule.resource.split_once('/').map_or((rule.resource, None), |(plain, sub)| (plain, Some(sub)));
+    let (plain, sub) =
+        rule.resource.split_once('/').map_or((rule.resource, None), |(plain, sub)| (plain, Some(sub)));
     let group = if rule.group.is_empty() { String::new() } else { format!(".{}", rule.group) };
     let sub = sub.map_or(String::new(), |sub| format!("/{sub}"));
     match rule.names {
@@ -100,10 +103,13 @@ async fn every_right_of_the_table_is_there() {
         async move { pods.list(&ListParams::default()).await }
     })
     .await;
-    let tables = [(rbac::CLUSTER, None), (rbac::NAMESPACE, Some(&place.allowed)), (rbac::SYSTEM, Some(&place.system))];
+    let tables =
+        [(rbac::CLUSTER, None), (rbac::NAMESPACE, Some(&place.allowed)), (rbac::SYSTEM, Some(&place.system))];
     for (table, namespace) in tables {
         for rule in table {
-            for (name, verb) in resource(rule).iter().flat_map(|name| rule.verbs.iter().map(move |verb| (name, verb))) {
+            for (name, verb) in
+                resource(rule).iter().flat_map(|name| rule.verbs.iter().map(move |verb| (name, verb)))
+            {
                 let name = match name.split_once('/') {
                     // A subresource is asked for apart.
                     Some((plain, sub)) if rule.names.is_empty() => format!("{plain} --subresource={sub}"),
@@ -114,9 +120,15 @@ async fn every_right_of_the_table_is_there() {
                 let mut arguments = vec!["auth", "can-i", verb];
                 arguments.extend(words);
                 arguments.push(&account);
-                arguments.extend(namespace.map_or(vec!["--all-namespaces"], |namespace| vec!["-n", namespace.as_str()]));
+                arguments.extend(
+                    namespace.map_or(vec!["--all-namespaces"], |namespace| vec!["-n", namespace.as_str()]),
+                );
                 let output = place.cluster.kubectl(&arguments).unwrap();
-                assert!(output.stdout.starts_with(b"yes"), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
+                assert!(
+                    output.stdout.starts_with(b"yes"),
+                    "{arguments:?}: {}",
+                    String::from_utf8_lossy(&output.stdout)
+                );
             }
         }
     }
@@ -144,7 +156,7 @@ async fn what_is_not_in_the_table_is_refused() {
         ("create", "secrets", Some(other)),
         ("create", "pods", Some(other)),
         ("delete", "pods", Some(other)),
-        ("create", "pods/exec", Some(allowed)),
+        ("create", "pods --subresource=exec", Some(allowed)),
         ("create", "pods", Some(system)),
         ("patch", "nodes", None),
         ("update", "migratableapps.migration.io", Some(allowed)),
@@ -191,15 +203,20 @@ async fn with_these_rights_it_can_do_its_work() {
     let finalizer = json!({"metadata": {"finalizers": ["migration.io/checkpoints"]}});
     apps.patch_metadata("app", &PatchParams::default(), &Patch::Merge(&finalizer)).await.unwrap();
     let status = json!({"apiVersion": "migration.io/v1alpha1", "kind": "MigratableApp", "status": {"phase": "Running"}});
-    apps.patch_status("app", &PatchParams::apply("migration-operator"), &Patch::Apply(&status)).await.unwrap();
+    apps.patch_status("app", &PatchParams::apply("migration-operator"), &Patch::Apply(&status))
+        .await
+        .unwrap();
     let secrets: Api<Secret> = Api::namespaced(operator.clone(), &place.allowed);
     let mirrored = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "app-credentials"}});
-    settled(|| secrets.patch("app-credentials", &PatchParams::apply("migration-operator"), &Patch::Apply(&mirrored))).await;
+    let (by_us, mirrored) = (PatchParams::apply("migration-operator"), Patch::Apply(&mirrored));
+    settled(|| secrets.patch("app-credentials", &by_us, &mirrored)).await;
     let pods: Api<Pod> = Api::namespaced(operator.clone(), &place.allowed);
-    let pod: Pod =
-        serde_json::from_value(json!({"metadata": {"name": "app-1"}, "spec": {"containers": [{"name": "app", "image": "app"}]}}))
-            .unwrap();
-    settled(|| pods.create(&PostParams::default(), &pod)).await;
+    let pod: Pod = serde_json::from_value(
+        json!({"metadata": {"name": "app-1"}, "spec": {"containers": [{"name": "app", "image": "app"}]}}),
+    )
+    .unwrap();
+    let plainly = PostParams::default();
+    settled(|| pods.create(&plainly, &pod)).await;
     pods.delete("app-1", &DeleteParams::default().grace_period(0)).await.unwrap();
 
     // And not where nobody allowed it.

@@ -129,7 +129,9 @@ pub(super) fn interval_rules() -> Value {
             "spec.checkpointPolicy.interval must be a duration with units ms, s, m or h, like 30s or 1m30s"
         ),
         rule(
-            &format!("!{duration} || (duration(self) >= duration('1s') && duration(self) <= duration('24h'))"),
+            &format!(
+                "!{duration} || (duration(self) >= duration('1s') && duration(self) <= duration('24h'))"
+            ),
             "spec.checkpointPolicy.interval must be from 1s to 24h",
         ),
     ])

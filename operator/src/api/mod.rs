@@ -121,7 +121,8 @@ impl MigratableAppSpec {
 
     /// The name of the container whose processes move; `None` if the template has no container at all.
     pub fn container_name(&self) -> Option<&str> {
-        let first = || self.template.spec.as_ref()?.containers.first().map(|container| container.name.as_str());
+        let first =
+            || self.template.spec.as_ref()?.containers.first().map(|container| container.name.as_str());
         self.container.as_deref().or_else(first)
     }
 }

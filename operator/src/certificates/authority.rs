@@ -89,7 +89,12 @@ impl Authorities {
     ///
     /// # Errors
     /// When there is no authority, or a key cannot be made.
-    pub fn issue(&self, identity: &Identity, life: Duration, now: SystemTime) -> Result<Issued, CertificateError> {
+    pub fn issue(
+        &self,
+        identity: &Identity,
+        life: Duration,
+        now: SystemTime,
+    ) -> Result<Issued, CertificateError> {
         // The newest that everybody knows of; when there is only one, nobody has got a certificate of another one.
         let settled = self.authorities.iter().rev().find(|authority| authority.settled(now));
         let authority = settled.or(self.authorities.first()).ok_or(rcgen::Error::CouldNotParseCertificate)?;
@@ -169,7 +174,8 @@ mod tests {
         let left = (issued.renew_at.duration_since(now).unwrap().as_secs() * 3).div_ceil(2);
         let expires = now + Duration::from_secs(left);
         let near = |authority: &Authority| {
-            let difference = authority.expires().duration_since(expires).or_else(|error| Ok::<_, ()>(error.duration()));
+            let difference =
+                authority.expires().duration_since(expires).or_else(|error| Ok::<_, ()>(error.duration()));
             difference.unwrap() < Duration::from_secs(10)
         };
         authorities.authorities.iter().position(near).unwrap()

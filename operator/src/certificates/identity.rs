@@ -1,6 +1,8 @@
 //! Who a certificate is for, and the names in it.
 
-use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, SanType, string::Ia5String};
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, SanType, string::Ia5String,
+};
 
 /// The operator's name. Agents are started with it as the one that may do anything.
 pub const OPERATOR_NAME: &str = "operator.migration.internal";

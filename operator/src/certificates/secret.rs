@@ -25,7 +25,11 @@ const TRIES: u32 = 5;
 ///
 /// # Errors
 /// When the Secret cannot be read, written or understood.
-pub async fn load(client: &Client, namespace: &str, now: SystemTime) -> Result<Authorities, CertificateError> {
+pub async fn load(
+    client: &Client,
+    namespace: &str,
+    now: SystemTime,
+) -> Result<Authorities, CertificateError> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     for _ in 0..TRIES {
         if let Some(secret) = secrets.get_opt(AUTHORITY_SECRET).await.map_err(refused("read", namespace))? {
@@ -45,7 +49,11 @@ pub async fn load(client: &Client, namespace: &str, now: SystemTime) -> Result<A
 ///
 /// # Errors
 /// As [`load`].
-pub async fn renew(client: &Client, namespace: &str, now: SystemTime) -> Result<Authorities, CertificateError> {
+pub async fn renew(
+    client: &Client,
+    namespace: &str,
+    now: SystemTime,
+) -> Result<Authorities, CertificateError> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     for _ in 0..TRIES {
         let Some(read) = secrets.get_opt(AUTHORITY_SECRET).await.map_err(refused("read", namespace))? else {
@@ -61,7 +69,10 @@ pub async fn renew(client: &Client, namespace: &str, now: SystemTime) -> Result<
             Err(error) => return Err(refused("write", namespace)(error)),
         }
     }
-    Err(CertificateError::Unusable { namespace: namespace.to_owned(), why: "it changes all the time".to_owned() })
+    Err(CertificateError::Unusable {
+        namespace: namespace.to_owned(),
+        why: "it changes all the time".to_owned(),
+    })
 }
 
 /// A certificate for the agent of an application, as the data of the Secret that its pod mounts, and when to replace it.
@@ -83,8 +94,10 @@ fn secret(
     namespace: &str,
     resource_version: Option<String>,
 ) -> Result<Secret, CertificateError> {
-    let json = serde_json::to_vec(authorities)
-        .map_err(|error| CertificateError::Unusable { namespace: namespace.to_owned(), why: error.to_string() })?;
+    let json = serde_json::to_vec(authorities).map_err(|error| CertificateError::Unusable {
+        namespace: namespace.to_owned(),
+        why: error.to_string(),
+    })?;
     let data = [(AUTHORITIES, json), (BUNDLE, authorities.bundle().into_bytes())];
     let mut secret = Secret::default();
     secret.metadata.name = Some(AUTHORITY_SECRET.to_owned());

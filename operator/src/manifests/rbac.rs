@@ -50,8 +50,20 @@ pub const CLUSTER: &[Rule] = &[
         verbs: &["update"],
         why: "pods and Secrets are owned by their application",
     },
-    Rule { group: "", resource: "pods", names: &[], verbs: &["get", "list", "watch"], why: "where applications run, and triggers" },
-    Rule { group: "", resource: "nodes", names: &[], verbs: &["get", "list", "watch"], why: "where they can go" },
+    Rule {
+        group: "",
+        resource: "pods",
+        names: &[],
+        verbs: &["get", "list", "watch"],
+        why: "where applications run, and triggers",
+    },
+    Rule {
+        group: "",
+        resource: "nodes",
+        names: &[],
+        verbs: &["get", "list", "watch"],
+        why: "where they can go",
+    },
     Rule {
         group: "events.k8s.io",
         resource: "events",
@@ -70,7 +82,13 @@ pub const CLUSTER: &[Rule] = &[
 
 /// What holds in the namespaces that were allowed.
 pub const NAMESPACE: &[Rule] = &[
-    Rule { group: "", resource: "pods", names: &[], verbs: &["create", "delete", "patch"], why: "applications' pods; patch takes back what was asked for by annotation" },
+    Rule {
+        group: "",
+        resource: "pods",
+        names: &[],
+        verbs: &["create", "delete", "patch"],
+        why: "applications' pods; patch takes back what was asked for by annotation",
+    },
     Rule {
         group: "",
         resource: "secrets",
