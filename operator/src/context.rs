@@ -47,6 +47,8 @@ pub struct Settings {
     pub limits: Limits,
     /// A label and its value that say that a node can be taken away.
     pub interruptible_label: Option<(String, String)>,
+    /// The only namespace whose applications it looks after; all if `None`.
+    pub only: Option<String>,
     /// How often an application to which nothing happens is looked at.
     pub resync: Duration,
 }

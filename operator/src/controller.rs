@@ -106,11 +106,15 @@ pub async fn run(
     let (pods, pods_writer) = store::<Pod>();
     let (nodes, nodes_writer) = store::<Node>();
     let labelled = watcher::Config::default().labels(APP_LABEL);
-    let pod_events = watcher(Api::<Pod>::all(client.clone()), labelled).default_backoff();
+    let (pods_api, apps_api) = match &settings.only {
+        Some(namespace) => (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace)),
+        None => (Api::<Pod>::all(client.clone()), Api::<MigratableApp>::all(client.clone())),
+    };
+    let pod_events = watcher(pods_api, labelled).default_backoff();
     let pod_events = reflector::reflector(pods_writer, pod_events).touched_objects();
     let node_events = watcher(Api::<Node>::all(client.clone()), watcher::Config::default()).default_backoff();
     let node_events = reflector::reflector(nodes_writer, node_events).touched_objects();
-    let ctx = Arc::new(Context::new(client.clone(), agents, settings, pods.clone(), nodes.clone(), leading));
+    let ctx = Arc::new(Context::new(client, agents, settings, pods.clone(), nodes.clone(), leading));
     with(Arc::clone(&ctx));
 
     let nodes_watched = tokio::spawn(node_events.for_each(|event| {
@@ -119,7 +123,7 @@ pub async fn run(
         }
         ready(())
     }));
-    let controller = Controller::new(Api::<MigratableApp>::all(client), watcher::Config::default())
+    let controller = Controller::new(apps_api, watcher::Config::default())
         .owns_stream(pod_events)
         .graceful_shutdown_on(stop);
     // What is not in a cache yet would be taken for gone, if only until it is looked at again.

@@ -57,6 +57,9 @@ pub struct Run {
     /// A label of nodes that can be taken away at any time, beside those of EKS, Karpenter, GKE and AKS
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     interruptible_label: Option<(String, String)>,
+    /// Look after the applications of this namespace only
+    #[arg(long, value_name = "NAMESPACE")]
+    only_namespace: Option<String>,
     /// Serve /livez, /readyz and /metrics here
     #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:8080")]
     health: String,
@@ -125,6 +128,7 @@ async fn work(typed: &Run) -> Result<(), String> {
             ..AgentSettings::default()
         },
         limits: Limits::default(),
+        only: typed.only_namespace.clone(),
         interruptible_label: typed.interruptible_label.clone(),
         resync: Duration::from_secs(30),
     };
