@@ -6,8 +6,7 @@ use kube::{
     api::{DeleteParams, PostParams, Preconditions},
 };
 use migration_proto::agent::{
-    Command, FileRules, FinalDumpRequest, Hook, OperationKind, OperationState, Reason, RestoreRequest,
-    Source, hook::Call,
+    Command, FileRules, FinalDumpRequest, Hook, OperationKind, OperationState, Reason, RestoreRequest, Source, hook::Call,
 };
 
 use crate::{
@@ -46,12 +45,7 @@ pub enum NotMade {
 ///
 /// # Errors
 /// When the API server or an agent does not answer; it is not known then whether it was done.
-pub async fn act(
-    ctx: &Context,
-    app: &MigratableApp,
-    written: &Migration,
-    effect: Effect,
-) -> Result<Outcome, Error> {
+pub async fn act(ctx: &Context, app: &MigratableApp, written: &Migration, effect: Effect) -> Result<Outcome, Error> {
     ctx.must_lead()?;
     tracing::info!(app = ctx.full_name(app), migration = written.id, ?effect, "acts");
     match effect {
@@ -135,10 +129,7 @@ pub async fn delete_pod(ctx: &Context, app: &MigratableApp, name: &str) -> Resul
 async fn dump(ctx: &Context, app: &MigratableApp, written: &Migration) -> Result<Outcome, Error> {
     let agent = agent_in(ctx, app, &written.source.pod).await?;
     let Some(operation_id) = written.operation.clone() else { return Ok(Outcome::Done) };
-    let until = written
-        .deadline
-        .as_ref()
-        .map_or(written.timeout_at.0, |deadline| deadline.0.min(written.timeout_at.0));
+    let until = written.deadline.as_ref().map_or(written.timeout_at.0, |deadline| deadline.0.min(written.timeout_at.0));
     let request = FinalDumpRequest {
         operation_id,
         app: ctx.full_name(app),
@@ -185,8 +176,7 @@ async fn restore(ctx: &Context, app: &MigratableApp, written: &Migration) -> Res
         }),
         None => None,
     };
-    let checkpoint =
-        written.handover_id.clone().or_else(|| written.checkpoint_id.clone()).unwrap_or_default();
+    let checkpoint = written.handover_id.clone().or_else(|| written.checkpoint_id.clone()).unwrap_or_default();
     let request = RestoreRequest {
         operation_id,
         app: ctx.full_name(app),
@@ -241,10 +231,7 @@ async fn address_of(ctx: &Context, app: &MigratableApp, pod: &str) -> Result<Str
 /// The pod as the API server has it: an address in a cache may be another pod's by now.
 async fn pod_of(ctx: &Context, app: &MigratableApp, name: &str) -> Result<Pod, Error> {
     let found = observe::find(ctx, app, name, Look::Fresh).await?;
-    found
-        .pod
-        .filter(|pod| pod.annotations().contains_key(ROLE_ANNOTATION))
-        .ok_or(Error::Incomplete("a pod of ours"))
+    found.pod.filter(|pod| pod.annotations().contains_key(ROLE_ANNOTATION)).ok_or(Error::Incomplete("a pod of ours"))
 }
 
 fn left_ms(until: Timestamp) -> u64 {

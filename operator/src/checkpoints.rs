@@ -8,17 +8,17 @@ use std::time::Duration;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::{ResourceExt, runtime::events::EventType};
 use migration_proto::agent::{
-    CollectRequest, ListCheckpointsResponse, Operation, OperationKind, OperationState, PreCheckpointRequest,
-    Reason, operation::Outcome,
+    CollectRequest, ListCheckpointsResponse, Operation, OperationKind, OperationState, PreCheckpointRequest, Reason,
+    operation::Outcome,
 };
 
 use crate::{
     act::file_rules,
-    agents::{Agent, AgentError},
+    agents::{self, Agent, AgentError},
     api::{CheckpointPolicy, CheckpointStatus, MigratableApp, MigratableAppStatus},
     context::{Context, Remembered},
     error::Error,
-    migration::since,
+    migration::{FailureKind, since},
     observe::now,
     pods::RUN_PATH,
     schedule::{self, Due, Facts},
@@ -35,12 +35,7 @@ const LONGEST: Duration = Duration::from_secs(3600);
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Looks at the checkpoints of an application that runs; begins one if it is due. Gives when to look again.
-pub async fn look(
-    ctx: &Context,
-    app: &MigratableApp,
-    pod: &Pod,
-    status: &mut MigratableAppStatus,
-) -> Duration {
+pub async fn look(ctx: &Context, app: &MigratableApp, pod: &Pod, status: &mut MigratableAppStatus) -> Duration {
     let uid = app.metadata.uid.clone().unwrap_or_default();
     let now = now();
     let none = CheckpointPolicy::default();
@@ -174,13 +169,16 @@ async fn refresh(
         return Ok(true);
     }
     match &operation.outcome {
-        Some(Outcome::Error(detail)) => failed(ctx, app, status, &detail.message, now),
+        Some(Outcome::Error(detail)) => {
+            let no_processes = agents::failure(detail).kind == FailureKind::NoProcesses;
+            ctx.memory.update(&uid, |remembered| remembered.no_processes = no_processes);
+            failed(ctx, app, status, &detail.message, now);
+        }
         _ => {
             let list = agent.checkpoints(&name).await.map_err(Error::agent("ask for checkpoints"))?;
             succeeded(ctx, app, status, operation, &list, now);
             let volume = agent.dirty_volume(&name).await.ok().filter(|volume| volume.checkpoints > 0);
-            ctx.memory
-                .update(&uid, |remembered| remembered.upload = volume.map(|volume| volume.upload_bytes));
+            ctx.memory.update(&uid, |remembered| remembered.upload = volume.map(|volume| volume.upload_bytes));
             collect(ctx, app, &agent, &list, known, now).await;
         }
     }
@@ -203,6 +201,7 @@ fn succeeded(
     ctx.memory.update(&uid, |remembered| {
         remembered.failures = 0;
         remembered.failure = None;
+        remembered.no_processes = false;
         let Some(Outcome::Checkpoint(result)) = &operation.outcome else { return };
         remembered.frozen = result.frozen_ms.map(|ms| Duration::from_secs_f64(ms.max(0.0) / 1e3));
         // What little was sent tells nothing about how fast the store is.
@@ -247,11 +246,7 @@ fn listed(status: &mut MigratableAppStatus, list: &ListCheckpointsResponse, now:
         checkpoint_chain_root: root.map(|root| root.checkpoint.clone()),
         total_checkpoint_size: i64::try_from(list.stored_bytes).ok(),
     });
-    if !status
-        .conditions
-        .iter()
-        .any(|one| one.type_ == condition::CHECKPOINTED && one.reason == "CheckpointFailed")
-    {
+    if !status.conditions.iter().any(|one| one.type_ == condition::CHECKPOINTED && one.reason == "CheckpointFailed") {
         set(status, condition::CHECKPOINTED, Some(true), "CheckpointCompleted", "", now);
     }
 }
@@ -276,9 +271,7 @@ async fn collect(
     ctx.memory.update(&uid, |remembered| remembered.collected = Some(now));
     let request = CollectRequest { app: ctx.full_name(app), keep, ..Default::default() };
     match agent.collect(request).await {
-        Ok(done) => {
-            tracing::info!(app = app.name_any(), deleted = done.deleted.len(), "old checkpoints are deleted")
-        }
+        Ok(done) => tracing::info!(app = app.name_any(), deleted = done.deleted.len(), "old checkpoints are deleted"),
         Err(error) => tracing::warn!(app = app.name_any(), %error, "old checkpoints are not deleted"),
     }
 }

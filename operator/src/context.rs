@@ -84,6 +84,8 @@ pub(crate) struct Remembered {
     /// Checkpoints that have failed since one succeeded, and why the last one did.
     pub failures: u32,
     pub failure: Option<String>,
+    /// Whether it did because there are no processes to be checkpointed.
+    pub no_processes: bool,
     /// From the last one that succeeded.
     pub frozen: Option<Duration>,
     pub bandwidth: Option<u64>,
@@ -181,10 +183,7 @@ impl Context {
         let ip = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref());
         match ip {
             Some(ip) => Agent::connect(&*self.agents, &self.at(app, ip)).await,
-            None => Err(AgentError::Unreachable {
-                address: pod.name_any(),
-                reason: "its pod has no address".to_owned(),
-            }),
+            None => Err(AgentError::Unreachable { address: pod.name_any(), reason: "its pod has no address".to_owned() }),
         }
     }
 
@@ -193,13 +192,8 @@ impl Context {
         tracing::info!(app = self.full_name(app), reason, note, "event");
         // The API server refuses longer ones.
         let note = note[..note.floor_char_boundary(1000)].to_owned();
-        let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(note),
-            action: "Migrating".to_owned(),
-            secondary: None,
-        };
+        let event =
+            Event { type_, reason: reason.to_owned(), note: Some(note), action: "Migrating".to_owned(), secondary: None };
         if let Err(error) = self.recorder.publish(&event, &app.object_ref(&())).await {
             tracing::warn!(app = self.full_name(app), %error, "an event was not reported");
         }

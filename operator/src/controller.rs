@@ -63,11 +63,7 @@ async fn look(app: MigratableApp, ctx: &Context) -> Result<Action, Error> {
     let under_way = app.status.as_ref().and_then(|status| status.migration.as_ref());
     let next = if under_way.is_some() { migrate::migrate(ctx, app).await? } else { (app, None) };
     let (app, again) = next;
-    let moves = app
-        .status
-        .as_ref()
-        .and_then(|status| status.migration.as_ref())
-        .is_some_and(|one| !one.stage.is_over());
+    let moves = app.status.as_ref().and_then(|status| status.migration.as_ref()).is_some_and(|one| !one.stage.is_over());
     let rest = if moves { None } else { Some(idle::idle(ctx, app).await?) };
     let soonest = again.into_iter().chain(rest).min().unwrap_or(ctx.settings.resync);
     Ok(Action::requeue(soonest.max(Duration::from_millis(10))))
@@ -89,9 +85,7 @@ pub fn error_policy(app: Arc<MigratableApp>, error: &Error, ctx: Arc<Context>) -
     });
     let pause = Duration::from_millis(250 << errors.min(8)).min(LONGEST_PAUSE);
     tracing::warn!(app = ctx.full_name(&app), %error, errors, "a reconcile failed");
-    Action::requeue(
-        pause + Duration::from_millis(spread(&format!("{uid}-{errors}"), pause.as_millis() as u64 / 4)),
-    )
+    Action::requeue(pause + Duration::from_millis(spread(&format!("{uid}-{errors}"), pause.as_millis() as u64 / 4)))
 }
 
 /// Runs until `stop` is ready. Nothing is cut off: reconciles that are under way end first.

@@ -20,7 +20,7 @@ use crate::{
     act::{NotMade, create_pod, delete_pod},
     api::{
         APP_LABEL, MigratableApp, MigratableAppStatus, MigrationPolicy, Phase,
-        migration::{Migration, Place, TriggeredBy},
+        migration::{Migration, Place, TargetLost, TriggeredBy},
     },
     checkpoints,
     context::Context,
@@ -179,8 +179,7 @@ fn ended_by_itself(pod: &Pod) -> bool {
 
 fn node_is_there(pod: &Pod) -> bool {
     pod.status.as_ref().is_some_and(|status| {
-        status.phase.as_deref() == Some("Failed")
-            || status.container_statuses.iter().flatten().any(|one| one.restart_count > 0)
+        status.phase.as_deref() == Some("Failed") || status.container_statuses.iter().flatten().any(|one| one.restart_count > 0)
     })
 }
 
@@ -202,9 +201,7 @@ async fn recover(ctx: &Context, app: MigratableApp, lost: Place) -> Result<Durat
     if failed > 0 && !retry {
         let rest = RECOVERY_REST.saturating_mul(1 << (failed - 1).min(10)).min(LONGEST_RECOVERY_REST);
         let last = status.migration.as_ref().and_then(|last| last.finished_at.as_ref());
-        if let Some(left) =
-            last.and_then(|last| rest.checked_sub(since(last.0, now()))).filter(|left| !left.is_zero())
-        {
+        if let Some(left) = last.and_then(|last| rest.checked_sub(since(last.0, now()))).filter(|left| !left.is_zero()) {
             return Ok(left);
         }
     }
@@ -247,12 +244,7 @@ fn id_of(uid: &str, begun: Timestamp) -> String {
 }
 
 /// The pod is there.
-async fn present(
-    ctx: &Context,
-    app: &MigratableApp,
-    found: &Found,
-    seen: PodSeen,
-) -> Result<Duration, Error> {
+async fn present(ctx: &Context, app: &MigratableApp, found: &Found, seen: PodSeen) -> Result<Duration, Error> {
     let Some(pod) = &found.pod else { return Ok(ctx.settings.limits.look) };
     let mut again = ctx.settings.resync;
     if seen == PodSeen::Ready || seen == PodSeen::Leaving {
@@ -267,6 +259,10 @@ async fn present(
     run_state(&mut status, pod, seen);
     if seen == PodSeen::Ready {
         let checkpoint = checkpoints::look(ctx, app, pod, &mut status).await;
+        if let Some(settled) = nothing_runs(ctx, app) {
+            record(ctx, app, &settled).await?;
+            return Ok(ctx.settings.limits.look);
+        }
         let moved = migratable::look(ctx, app, pod, &mut status).await?;
         again = again.min(checkpoint).min(moved);
         refresh_certificate(ctx, app).await;
@@ -281,6 +277,17 @@ async fn present(
     Ok(again)
 }
 
+/// A target that was lost left open whether what was stopped here goes on. A checkpoint has told that it does not.
+fn nothing_runs(ctx: &Context, app: &MigratableApp) -> Option<Migration> {
+    let uid = app.metadata.uid.as_deref().unwrap_or_default();
+    let last = app.status.as_ref()?.migration.as_ref()?;
+    let open = last.stage.is_over() && last.target_lost == Some(TargetLost::MayHaveRun) && !last.source_has_stopped();
+    if !open || !ctx.memory.get(uid).no_processes {
+        return None;
+    }
+    Some(Migration { source_stopped: Some(true), target_lost: Some(TargetLost::HadRun), ..last.clone() })
+}
+
 async fn refresh_certificate(ctx: &Context, app: &MigratableApp) {
     if let Err(missing) = crate::secrets::ensure_certificate(ctx, app).await {
         tracing::warn!(app = ctx.full_name(app), ?missing, "the agents' certificate is not renewed");
@@ -289,11 +296,7 @@ async fn refresh_certificate(ctx: &Context, app: &MigratableApp) {
 
 fn run_state(status: &mut MigratableAppStatus, pod: &Pod, seen: PodSeen) {
     let ready = pod.status.as_ref().is_some_and(|status| {
-        status
-            .conditions
-            .iter()
-            .flatten()
-            .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+        status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
     });
     match seen {
         PodSeen::Ready if ready => {
@@ -302,18 +305,9 @@ fn run_state(status: &mut MigratableAppStatus, pod: &Pod, seen: PodSeen) {
         }
         PodSeen::Ready => {
             status.phase = Some(Phase::Running);
-            set(
-                status,
-                condition::READY,
-                Some(false),
-                "NotReady",
-                "its containers run and are not ready",
-                now(),
-            );
+            set(status, condition::READY, Some(false), "NotReady", "its containers run and are not ready", now());
         }
-        PodSeen::Leaving => {
-            set(status, condition::READY, Some(false), "Leaving", "its pod is being deleted", now())
-        }
+        PodSeen::Leaving => set(status, condition::READY, Some(false), "Leaving", "its pod is being deleted", now()),
         _ => {
             let waits = pod.status.as_ref().and_then(|status| status.message.clone());
             set(status, condition::READY, Some(false), "Starting", &waits.unwrap_or_default(), now());
@@ -348,8 +342,7 @@ async fn asked(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<Option<D
     if status.current_pod_name.as_deref() != Some(&name) || moves {
         return Ok(Some(Duration::from_millis(50)));
     }
-    let known =
-        asked.notice.is_some() && status.migration.as_ref().is_some_and(|last| last.notice == asked.notice);
+    let known = asked.notice.is_some() && status.migration.as_ref().is_some_and(|last| last.notice == asked.notice);
     if known {
         answer_trigger(ctx, &app, &name).await?;
         return Ok(Some(ctx.settings.limits.look));
@@ -359,10 +352,7 @@ async fn asked(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<Option<D
     if asked.checkpoint_only || (asked.by == TriggeredBy::Monitor && !automatic) {
         let why = match asked.checkpoint_only {
             true => format!("{}: a checkpoint is advised", asked.reason),
-            false => format!(
-                "{}: spec.migrationPolicy.autoMigrate is false, so that it stays; a checkpoint is made",
-                asked.reason
-            ),
+            false => format!("{}: spec.migrationPolicy.autoMigrate is false, so that it stays; a checkpoint is made", asked.reason),
         };
         ctx.event(&app, EventType::Warning, "NotMigrated", &why).await;
         let mut status = status;
@@ -389,12 +379,7 @@ async fn remove_strays(ctx: &Context, app: &MigratableApp) -> Result<(), Error> 
         let reference = ObjectRef::from_obj(&*pod);
         let ours = reference.namespace == app.namespace()
             && pod.labels().get(APP_LABEL) == Some(&app.name_any())
-            && pod
-                .meta()
-                .owner_references
-                .iter()
-                .flatten()
-                .any(|owner| Some(&owner.uid) == app.metadata.uid.as_ref());
+            && pod.meta().owner_references.iter().flatten().any(|owner| Some(&owner.uid) == app.metadata.uid.as_ref());
         let name = pod.name_any();
         // A source is the migration's to delete: it may still be needed.
         let source = last.is_some_and(|last| last.source.pod == name);
@@ -403,8 +388,7 @@ async fn remove_strays(ctx: &Context, app: &MigratableApp) -> Result<(), Error> 
             continue;
         }
         let now_current = fresh(ctx, app).await?.status.unwrap_or_default();
-        let still = now_current.current_pod_name == status.current_pod_name
-            && now_current.migration == status.migration;
+        let still = now_current.current_pod_name == status.current_pod_name && now_current.migration == status.migration;
         if still {
             tracing::info!(app = ctx.full_name(app), pod = name, "a pod is not needed any more");
             delete_pod(ctx, app, &name).await?;

@@ -131,17 +131,13 @@ async fn tell(ctx: &Context, app: &MigratableApp, next: &Migration, failed: bool
             let what = next.checkpoint_id.as_deref().or(next.handover_id.as_deref()).unwrap_or("the newest");
             (EventType::Normal, "Restoring", format!("restores checkpoint {what} on {target}"))
         }
-        MigrationStage::TakingBack => {
-            (EventType::Warning, "TakingBack", format!("{message}; goes on on {source}"))
-        }
+        MigrationStage::TakingBack => (EventType::Warning, "TakingBack", format!("{message}; goes on on {source}")),
         MigrationStage::Filling => {
             let blackout = next.blackout_ms.map_or_else(String::new, |ms| format!(" after {ms} ms"));
             (EventType::Normal, "Restored", format!("runs on {target}{blackout}"))
         }
         MigrationStage::RemovingSource => return,
-        MigrationStage::Succeeded => {
-            (EventType::Normal, "Migrated", format!("moved from {source} to {target}"))
-        }
+        MigrationStage::Succeeded => (EventType::Normal, "Migrated", format!("moved from {source} to {target}")),
         MigrationStage::Failed => (EventType::Warning, "MigrationFailed", message),
         MigrationStage::Cancelled => (EventType::Normal, "MigrationCancelled", message),
     };
@@ -152,11 +148,7 @@ async fn tell(ctx: &Context, app: &MigratableApp, next: &Migration, failed: bool
 ///
 /// # Errors
 /// When somebody else has written meanwhile, or the API server does not answer.
-pub async fn persist(
-    ctx: &Context,
-    app: &MigratableApp,
-    status: MigratableAppStatus,
-) -> Result<MigratableApp, Error> {
+pub async fn persist(ctx: &Context, app: &MigratableApp, status: MigratableAppStatus) -> Result<MigratableApp, Error> {
     ctx.must_lead()?;
     let patch = json!({
         "apiVersion": "migration.io/v1alpha1",
@@ -169,9 +161,7 @@ pub async fn persist(
     });
     let apps = ctx.apps(&app.namespace().unwrap_or_default());
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    apps.patch_status(&app.name_any(), &params, &Patch::Apply(&patch))
-        .await
-        .map_err(Error::kube("write the status"))
+    apps.patch_status(&app.name_any(), &params, &Patch::Apply(&patch)).await.map_err(Error::kube("write the status"))
 }
 
 /// A trigger on the pod that is being left says nothing new, except that there is less time than was known.
@@ -180,8 +170,7 @@ async fn merge_trigger(ctx: &Context, app: MigratableApp) -> Result<MigratableAp
     let found = observe::find(ctx, &app, &written.source.pod, Look::Cached).await?;
     let Some(pod) = found.pod else { return Ok(app) };
     let Some(asked) = trigger::of(pod.annotations()) else { return Ok(app) };
-    let sooner =
-        |known: &Option<MicroTime>, asked: Timestamp| known.as_ref().is_none_or(|known| asked < known.0);
+    let sooner = |known: &Option<MicroTime>, asked: Timestamp| known.as_ref().is_none_or(|known| asked < known.0);
     let mut next = written.clone();
     if let Some(deadline) = asked.deadline.filter(|deadline| sooner(&written.deadline, *deadline)) {
         next.deadline = Some(MicroTime(deadline));

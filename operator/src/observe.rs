@@ -54,9 +54,7 @@ pub async fn find(ctx: &Context, app: &MigratableApp, name: &str, look: Look) ->
         Look::Cached => ctx.pods.get(&ObjectRef::new(name).within(&namespace)).map(|pod| (*pod).clone()),
         Look::Fresh => ctx.pods_of(app).get_opt(name).await.map_err(Error::kube("read a pod"))?,
     };
-    let ours = pod.filter(|pod| {
-        pod.owner_references().iter().any(|owner| Some(&owner.uid) == app.metadata.uid.as_ref())
-    });
+    let ours = pod.filter(|pod| pod.owner_references().iter().any(|owner| Some(&owner.uid) == app.metadata.uid.as_ref()));
     let Some(pod) = ours else { return Ok(Found { pod: None, seen: PodSeen::Gone, doomed: false }) };
     let node = match pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) {
         Some(name) => match look {
@@ -88,8 +86,7 @@ fn of_pod(pod: &Pod, moved: &str) -> PodSeen {
     if pod.metadata.deletion_timestamp.is_some() {
         return PodSeen::Leaving;
     }
-    let containers =
-        status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+    let containers = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
     let mut running = 0;
     for container in containers.filter(|one| one.name == moved || one.name == AGENT) {
         // A launcher that waits for an application is started again without one: what was restored has ended.
@@ -120,8 +117,7 @@ pub async fn see(ctx: &Context, app: &MigratableApp, written: &Migration, look: 
         source: source.seen,
         source_doomed: source.doomed,
         target: target.seen,
-        target_doomed: target.doomed
-            || written.target.as_ref().is_some_and(|place| node_doomed(ctx, &place.node)),
+        target_doomed: target.doomed || written.target.as_ref().is_some_and(|place| node_doomed(ctx, &place.node)),
         operation: if written.operation.is_some() { OperationSeen::Unknown } else { OperationSeen::Absent },
         cancel: trigger::is_set(app.annotations(), crate::trigger::CANCEL_ANNOTATION),
         preserve_source: trigger::is_set(app.annotations(), PRESERVE_ANNOTATION),
@@ -145,8 +141,7 @@ pub async fn see(ctx: &Context, app: &MigratableApp, written: &Migration, look: 
     if let Some(handover) = &written.handover_id {
         ask_handover(ctx, app, &name, handover, written, &source, &mut seen).await;
     }
-    let damaged =
-        matches!(&seen.operation, OperationSeen::Failed(failure) if failure.kind == FailureKind::Damaged);
+    let damaged = matches!(&seen.operation, OperationSeen::Failed(failure) if failure.kind == FailureKind::Damaged);
     if damaged || returns {
         seen.checkpoints = checkpoints(ctx, app, &name, [&target, &source]).await;
     }
@@ -202,8 +197,7 @@ async fn ask_target(
             let arrives = status.arriving.iter().any(|tree| tree.app == name);
             seen.residency = if arrives { Residency::Arriving } else { Residency::Resident };
             // A machine that cannot restore is as good as none.
-            if status.capabilities.iter().any(|one| one.required && !one.ok) && seen.target == PodSeen::Ready
-            {
+            if status.capabilities.iter().any(|one| one.required && !one.ok) && seen.target == PodSeen::Ready {
                 seen.target = PodSeen::Starting;
             }
         }
@@ -231,7 +225,7 @@ async fn ask_handover(
         seen.residency = Residency::Unknown;
         return;
     };
-    if written.stage == MigrationStage::TakingBack && ctx.must_lead().is_ok() {
+    if written.takes_back() && ctx.must_lead().is_ok() {
         seen.handover = match agent.take_back(name, handover).await {
             Ok(()) => Handover::Over,
             Err(AgentError::Refused(detail)) => match agents::failure(&detail).kind {
@@ -257,12 +251,7 @@ async fn ask_handover(
 }
 
 /// The committed checkpoints, newest first, from whichever agent can tell.
-async fn checkpoints(
-    ctx: &Context,
-    app: &MigratableApp,
-    name: &str,
-    from: [&Found; 2],
-) -> Option<Vec<String>> {
+async fn checkpoints(ctx: &Context, app: &MigratableApp, name: &str, from: [&Found; 2]) -> Option<Vec<String>> {
     for found in from {
         let Some(agent) = agent_of(ctx, app, found).await else { continue };
         if let Ok(list) = agent.checkpoints(name).await {

@@ -71,6 +71,9 @@ pub struct Migration {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub handover_generation: Option<u64>,
+    /// Whether a target was lost that took over processes which are stopped at the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_lost: Option<TargetLost>,
     /// Whether somebody asked for it to be cancelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancel_requested: Option<bool>,
@@ -120,6 +123,12 @@ impl Migration {
         self.source_stopped == Some(true)
     }
 
+    /// Whether processes that are stopped at the source are to go on there.
+    pub fn takes_back(&self) -> bool {
+        let left_over = self.stage.is_over() && self.resumed_at.is_none() && self.operation.is_none();
+        self.handover_id.is_some() && (self.stage == MigrationStage::TakingBack || left_over)
+    }
+
     /// Whether it is being brought back to where it was.
     pub fn returns(&self) -> bool {
         self.target.as_ref() == Some(&self.source)
@@ -156,6 +165,15 @@ impl MigrationStage {
     pub fn is_over(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
     }
+}
+
+/// A target of a handover whose pod is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TargetLost {
+    /// It had begun to run the application: what was stopped at the source does not go on.
+    HadRun,
+    /// Whether it had is not known.
+    MayHaveRun,
 }
 
 /// Who asked for a migration.

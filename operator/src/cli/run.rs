@@ -19,11 +19,14 @@ use migration_operator::{
     context::{Context, Settings},
     controller,
     leader::Candidate,
+    manifests::NAME,
     migration::Limits,
     pods::AgentSettings,
     server::{self, Health},
+    webhook::{self, Serving},
 };
 use tokio::{
+    net::TcpListener,
     runtime,
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -63,6 +66,9 @@ pub struct Run {
     /// Serve /livez, /readyz and /metrics here
     #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:8080")]
     health: String,
+    /// Serve the webhook that makes pods migratable here, over HTTPS; not at all when absent
+    #[arg(long, value_name = "HOST:PORT")]
+    webhook: Option<String>,
     /// Work without holding the Lease: only if no other operator runs
     #[arg(long)]
     no_leader_election: bool,
@@ -86,8 +92,7 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 /// Works until a signal comes.
 pub fn run(typed: &Run) -> ExitCode {
-    let filter =
-        EnvFilter::try_from_env("MIGRATION_LOG").unwrap_or_else(|_| EnvFilter::new("info,kube_runtime=warn"));
+    let filter = EnvFilter::try_from_env("MIGRATION_LOG").unwrap_or_else(|_| EnvFilter::new("info,kube_runtime=warn"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match typed.log_format {
         LogFormat::Text => builder.init(),
@@ -111,13 +116,9 @@ pub fn run(typed: &Run) -> ExitCode {
 }
 
 async fn work(typed: &Run) -> Result<(), String> {
-    let client =
-        Client::try_default().await.map_err(|error| format!("the API server is not known: {error}"))?;
+    let client = Client::try_default().await.map_err(|error| format!("the API server is not known: {error}"))?;
     let namespace = typed.namespace.clone().unwrap_or_else(|| SYSTEM_NAMESPACE.to_owned());
-    let version = client
-        .apiserver_version()
-        .await
-        .map_err(|error| format!("the API server does not answer: {error}"))?;
+    let version = client.apiserver_version().await.map_err(|error| format!("the API server does not answer: {error}"))?;
     let minor: u32 = version.minor.trim_end_matches('+').parse().unwrap_or(0);
     let settings = Settings {
         cluster: typed.cluster.clone(),
@@ -135,6 +136,10 @@ async fn work(typed: &Run) -> Result<(), String> {
     let agents = Arc::new(Mtls::new(PORT));
     let health = Health::default();
     let leading = Arc::new(AtomicBool::new(typed.no_leader_election));
+    let webhook = match &typed.webhook {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
     let (stop, stopped) = watch::channel(false);
 
     let serving = {
@@ -151,10 +156,10 @@ async fn work(typed: &Run) -> Result<(), String> {
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
     let controlling = {
-        let (client, agents, leading, health) =
-            (client.clone(), agents.clone(), leading.clone(), health.clone());
+        let (client, agents, leading, health) = (client.clone(), agents.clone(), leading.clone(), health.clone());
         let certified = agents.clone();
         let for_certificates = (client.clone(), namespace.clone());
+        let webhook = webhook.clone();
         tokio::spawn(controller::run(
             client,
             agents,
@@ -162,21 +167,20 @@ async fn work(typed: &Run) -> Result<(), String> {
             leading,
             move |context| {
                 let (client, namespace) = for_certificates;
-                tokio::spawn(renew_certificates(
-                    client,
-                    namespace,
-                    context.clone(),
-                    certified,
-                    health.ready.clone(),
-                ));
+                if let Some(webhook) = &webhook {
+                    let _ = webhook.context.set(context.clone());
+                    let context = context.clone();
+                    tokio::spawn(async move { webhook::keep(&context).await });
+                }
+                let ready = health.ready.clone();
+                tokio::spawn(renew_certificates(client, namespace, context.clone(), certified, webhook, ready));
                 let _ = health.context.set(context);
             },
             stopping,
         ))
     };
     let mut candidate = (!typed.no_leader_election).then(|| {
-        let name =
-            env::var("POD_NAME").or_else(|_| env::var("HOSTNAME")).unwrap_or_else(|_| "operator".to_owned());
+        let name = env::var("POD_NAME").or_else(|_| env::var("HOSTNAME")).unwrap_or_else(|_| "operator".to_owned());
         Candidate::new(client, &namespace, format!("{name}-{}", std::process::id()), leading)
     });
     let context = health.context.clone();
@@ -208,6 +212,20 @@ async fn work(typed: &Run) -> Result<(), String> {
     Ok(())
 }
 
+/// Takes the webhook's address and answers there from now on.
+async fn listen(address: &str) -> Result<Serving, String> {
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.map_err(|error| format!("the webhook cannot listen at {address}: {error}"))?;
+    let serving = Serving::default();
+    let served = serving.clone();
+    tokio::spawn(async move {
+        if let Err(error) = webhook::serve(listener, served).await {
+            tracing::error!(%error, "the webhook has ended");
+        }
+    });
+    Ok(serving)
+}
+
 /// Which signal has come to end it.
 async fn ended() -> Result<&'static str, String> {
     let listen = |kind| signal(kind).map_err(|error| format!("signals cannot be heard: {error}"));
@@ -224,10 +242,11 @@ async fn renew_certificates(
     namespace: String,
     context: Arc<Context>,
     agents: Arc<Mtls>,
+    webhook: Option<Serving>,
     ready: Arc<AtomicBool>,
 ) {
     loop {
-        let pause = match renewed(&client, &namespace, &context, &agents).await {
+        let pause = match renewed(&client, &namespace, &context, &agents, webhook.as_ref()).await {
             Ok(()) => {
                 ready.store(true, Ordering::SeqCst);
                 OWN_CERTIFICATE / 4
@@ -241,12 +260,26 @@ async fn renew_certificates(
     }
 }
 
-async fn renewed(client: &Client, namespace: &str, context: &Context, agents: &Mtls) -> Result<(), String> {
+async fn renewed(
+    client: &Client,
+    namespace: &str,
+    context: &Context,
+    agents: &Mtls,
+    webhook: Option<&Serving>,
+) -> Result<(), String> {
     let now = SystemTime::now();
     let authorities = certificates::renew(client, namespace, now).await.map_err(|error| error.to_string())?;
-    let own =
-        authorities.issue(&Identity::Operator, OWN_CERTIFICATE, now).map_err(|error| error.to_string())?;
+    let own = authorities.issue(&Identity::Operator, OWN_CERTIFICATE, now).map_err(|error| error.to_string())?;
     agents.use_certificate(&own, &authorities.bundle()).map_err(|error| error.to_string())?;
+    if let Some(webhook) = webhook {
+        let names = vec![format!("{NAME}.{namespace}.svc"), format!("{NAME}.{namespace}.svc.cluster.local")];
+        let server = authorities.issue(&Identity::Server { names }, OWN_CERTIFICATE, now);
+        webhook.use_certificate(&server.map_err(|error| error.to_string())?)?;
+        // Applications move without it.
+        if let Err(error) = webhook::announce(client, &authorities.bundle()).await {
+            tracing::warn!(%error, "the API server could not be told whom to trust as the webhook");
+        }
+    }
     *context.authorities.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorities);
     Ok(())
 }

@@ -7,7 +7,7 @@ use super::{
     decide::{Case, Decision, Effect, operation_id},
     seen::{Done, Failure, FailureKind, Handover, OperationSeen, PodSeen, Residency},
 };
-use crate::api::migration::{Migration, MigrationStage};
+use crate::api::migration::{Migration, MigrationStage, TargetLost};
 
 /// The source's final dump is done.
 pub(super) fn commit(next: &mut Migration, done: &Done, now: Timestamp) {
@@ -38,9 +38,7 @@ pub(super) fn go_on(case: &Case<'_>, next: &mut Migration) {
     let usable = next.target.is_some() && !case.seen.target_doomed;
     match case.seen.target {
         PodSeen::Ready if usable => begin_restore(next),
-        PodSeen::Gone | PodSeen::Starting | PodSeen::Silent if usable => {
-            next.stage = MigrationStage::Preparing
-        }
+        PodSeen::Gone | PodSeen::Starting | PodSeen::Silent if usable => next.stage = MigrationStage::Preparing,
         _ => other_target(next, false),
     }
 }
@@ -126,8 +124,7 @@ pub(super) fn restore(case: &Case<'_>) -> Decision {
         _ if case.out_of_grace() => out_of_time(case),
         OperationSeen::Running if case.seen.target_doomed || case.timed_out() => Decision::Do(Effect::Cancel),
         // Somebody may have asked it just now: only a pod that is gone certainly runs nothing.
-        OperationSeen::Absent if case.seen.target_doomed && !case.written.returns() => match case.seen.target
-        {
+        OperationSeen::Absent if case.seen.target_doomed && !case.written.returns() => match case.seen.target {
             PodSeen::Leaving => case.wait(),
             _ => Decision::Do(Effect::DeleteTarget),
         },
@@ -142,15 +139,19 @@ fn failed(case: &Case<'_>, kind: FailureKind, message: &str) -> Decision {
     match kind {
         _ if hands_over => case.record(|next| {
             next.stage = MigrationStage::TakingBack;
+            next.target_lost = match &case.seen.operation {
+                _ if next.resumed_at.is_some() => Some(TargetLost::HadRun),
+                OperationSeen::Failed(_) => None,
+                _ => next.operation.as_ref().map(|_| TargetLost::MayHaveRun),
+            };
             next.operation = None;
             next.resumed_at = None;
             next.message = Some(message.to_owned());
         }),
         _ if case.timed_out() => give_up(case, message),
-        FailureKind::NoCheckpoint
-        | FailureKind::RunsElsewhere
-        | FailureKind::Refused
-        | FailureKind::Strategy => give_up(case, message),
+        FailureKind::NoCheckpoint | FailureKind::RunsElsewhere | FailureKind::Refused | FailureKind::Strategy => {
+            give_up(case, message)
+        }
         FailureKind::Damaged => older(case, message),
         // Another machine would not help; what has been prepared stays.
         FailureKind::Store => case.record(|next| {
@@ -207,6 +208,10 @@ pub(super) fn take_back(case: &Case<'_>) -> Decision {
         _ if case.seen.source.is_over() => {
             case.record(|next| from_store(next, "the source's pod is gone; the last checkpoint is restored"))
         }
+        // It was ended because the target, which is gone, needed it no longer.
+        Handover::Over if case.written.target_lost == Some(TargetLost::HadRun) => {
+            case.record(|next| from_store(next, "the target was lost; the last checkpoint is restored"))
+        }
         Handover::Over => case.record(|next| {
             other_target(next, true);
             next.handover_id = None;
@@ -231,6 +236,23 @@ pub(super) fn take_back(case: &Case<'_>) -> Decision {
         ),
         Handover::Unknown | Handover::Stopped => case.wait(),
     }
+}
+
+/// What became of processes that were still stopped at the source when the migration ended.
+pub(super) fn settle_handover(case: &Case<'_>) -> Decision {
+    let lost = case.seen.source.is_over()
+        || case.seen.handover == Handover::Claimed
+        || (case.seen.handover == Handover::Over && case.written.target_lost == Some(TargetLost::HadRun));
+    if !lost && case.seen.handover != Handover::Over {
+        return Decision::Wait(case.limits.look * 10);
+    }
+    case.record(|next| {
+        next.handover_id = None;
+        next.handover_generation = None;
+        if !lost {
+            next.source_stopped = None;
+        }
+    })
 }
 
 /// The application runs at the target, and its pages arrive.

@@ -43,9 +43,7 @@ pub(super) fn prepare(case: &Case<'_>) -> Decision {
     match case.seen.target {
         PodSeen::Ready if case.rests().is_none() => return begin_dump(case),
         PodSeen::Gone => return Decision::Do(Effect::CreateTarget),
-        PodSeen::Ended | PodSeen::Leaving => {
-            return fail_target(case, "the target's pod ended before it was ready");
-        }
+        PodSeen::Ended | PodSeen::Leaving => return fail_target(case, "the target's pod ended before it was ready"),
         _ => {}
     }
     if case.lasted() > case.limits.prepare && case.seen.target != PodSeen::Ready {
@@ -157,10 +155,7 @@ pub(super) fn other_target(next: &mut Migration, failed: bool) {
 
 fn fail_target(case: &Case<'_>, message: &str) -> Decision {
     if case.failures() + 1 >= case.limits.budget {
-        return case.end(
-            MigrationStage::Failed,
-            &format!("{message}, {} times; the application runs on where it was", case.limits.budget),
-        );
+        return case.end(MigrationStage::Failed, &format!("{message}, {} times; the application runs on where it was", case.limits.budget));
     }
     case.record(|next| {
         other_target(next, true);
@@ -171,8 +166,10 @@ fn fail_target(case: &Case<'_>, message: &str) -> Decision {
 
 /// The dump failed, and the application runs on.
 fn failed(case: &Case<'_>, failure: &Failure) -> Decision {
-    // A dump before this one was committed, and failed only afterwards: it has ended the processes.
-    if failure.kind == FailureKind::NoProcesses && case.written.checkpoint_id.is_some() {
+    // A dump before this one was committed, and failed only afterwards: it has ended the processes. Or a target that took
+    // them over had everything before it was lost.
+    let known_why = case.written.checkpoint_id.is_some() || case.written.target_lost.is_some();
+    if failure.kind == FailureKind::NoProcesses && known_why {
         return case.record(|next| {
             next.source_stopped = Some(true);
             next.committed_at = Some(MicroTime(case.now));
@@ -196,8 +193,7 @@ fn failed(case: &Case<'_>, failure: &Failure) -> Decision {
         }
         next.message = Some(failure.message.clone());
         // The target stays, ready as it is.
-        next.stage =
-            if next.target.is_some() { MigrationStage::Preparing } else { MigrationStage::ChoosingTarget };
+        next.stage = if next.target.is_some() { MigrationStage::Preparing } else { MigrationStage::ChoosingTarget };
         next.attempt += 1;
         if failure.kind == FailureKind::Strategy && next.strategy.hands_over() {
             next.strategy = MigrationStrategy::LazyStorage;

@@ -49,8 +49,7 @@ pub fn credentials_file(secret: &BTreeMap<String, ByteString>) -> Option<String>
     if let Some(file) = secret.get(CREDENTIALS_KEY) {
         return String::from_utf8(file.0.clone()).ok();
     }
-    let id =
-        value(&["AWS_ACCESS_KEY_ID", "accessKeyID", "accessKeyId", "accessKey", "access-key", "access_key"])?;
+    let id = value(&["AWS_ACCESS_KEY_ID", "accessKeyID", "accessKeyId", "accessKey", "access-key", "access_key"])?;
     let key = value(&["AWS_SECRET_ACCESS_KEY", "secretAccessKey", "secretKey", "secret-key", "secret_key"])?;
     let token = value(&["AWS_SESSION_TOKEN", "sessionToken"]);
     let token = token.map(|token| format!("aws_session_token = {token}\n")).unwrap_or_default();
@@ -62,20 +61,14 @@ mod tests {
     use super::*;
 
     fn secret(entries: &[(&str, &str)]) -> BTreeMap<String, ByteString> {
-        entries
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())))
-            .collect()
+        entries.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec()))).collect()
     }
 
     #[test]
     fn credentials_are_found_under_the_names_people_use() {
         let expected = "[default]\naws_access_key_id = id\naws_secret_access_key = key\n";
         for names in [["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"], ["accessKey", "secretKey"]] {
-            assert_eq!(
-                credentials_file(&secret(&[(names[0], "id\n"), (names[1], "key")])).as_deref(),
-                Some(expected)
-            );
+            assert_eq!(credentials_file(&secret(&[(names[0], "id\n"), (names[1], "key")])).as_deref(), Some(expected));
         }
         assert_eq!(credentials_file(&secret(&[("accessKey", "id")])), None);
         assert_eq!(credentials_file(&secret(&[("accessKey", "id\nx = 1"), ("secretKey", "key")])), None);
