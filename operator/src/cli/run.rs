@@ -218,11 +218,7 @@ async fn listen(address: &str) -> Result<Serving, String> {
     let listener = listener.map_err(|error| format!("the webhook cannot listen at {address}: {error}"))?;
     let serving = Serving::default();
     let served = serving.clone();
-    tokio::spawn(async move {
-        if let Err(error) = webhook::serve(listener, served).await {
-            tracing::error!(%error, "the webhook has ended");
-        }
-    });
+    tokio::spawn(webhook::serve(listener, served));
     Ok(serving)
 }
 

@@ -2,7 +2,6 @@
 
 use std::{
     convert::Infallible,
-    io,
     sync::{Arc, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
@@ -16,7 +15,7 @@ use rustls::{
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::{PATH, review};
@@ -56,12 +55,11 @@ impl Serving {
     }
 }
 
-/// Answers for ever.
-///
-/// # Errors
-/// When the address cannot be had.
-pub async fn serve(listener: TcpListener, serving: Serving) -> io::Result<()> {
+/// Answers for ever; when it is dropped, so are its connections.
+pub async fn serve(listener: TcpListener, serving: Serving) -> ! {
+    let mut connections = JoinSet::new();
     loop {
+        while connections.try_join_next().is_some() {}
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -73,7 +71,7 @@ pub async fn serve(listener: TcpListener, serving: Serving) -> io::Result<()> {
         };
         let Some(config) = serving.config.read().unwrap_or_else(PoisonError::into_inner).clone() else { continue };
         let serving = serving.clone();
-        tokio::spawn(async move {
+        connections.spawn(async move {
             // Whoever breaks off has what they wanted.
             let Ok(Ok(stream)) = timeout(PATIENCE, TlsAcceptor::from(config).accept(stream)).await else { return };
             let service = service_fn(move |request| {
