@@ -353,6 +353,21 @@ async fn a_persons_trigger_stays_a_persons() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_may_not_be_changed_hinders_nobody_else() {
+    let world = World::new(Cloud::Gcp).await;
+    let client = world.as_somebody_who_may_change_pods_here_only().await;
+    let elsewhere = world.cluster.namespace("forbidden").await.unwrap();
+    world.pod_in(&elsewhere, "guarded", &world.node, &[(APP, "guarded")]).await;
+    world.pod("a", &world.node, &[(APP, "a")]).await;
+    let _monitor = world.monitor_as(client);
+    world.watched.server.gcp_preempted(true);
+    world.triggered(&["a"]).await;
+    world.marked().await;
+    let refused = "migration_monitor_failures_total{part=\"kubernetes\",reason=\"forbidden\"}";
+    until("it is tried again", async || number(&world.watched.metrics, refused) >= 3.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_rights_that_are_shipped_are_enough_and_no_more() {
     let world = World::new(Cloud::Gcp).await;
     let client = world.as_shipped().await;

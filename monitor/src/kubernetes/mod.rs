@@ -164,8 +164,13 @@ impl Cluster<'_> {
         let Plan { records, order, look_again } =
             plan(view, &self.records, &self.origin, &self.settings.policy, now);
         self.records = records;
+        let mut refused = None;
         if let Some(order) = &order {
-            self.trigger(order, view).await?;
+            match self.trigger(order, view).await {
+                // One pod that may not be changed keeps neither the others from moving nor new ones from being kept away.
+                Err(error) if error.is_an_answer() => refused = Some(error),
+                other => other?,
+            }
         }
         let cleared = match &order {
             Some(order) if order.leave() => {
@@ -175,6 +180,9 @@ impl Cluster<'_> {
             _ => self.clear(order.as_ref()).await?,
         };
         self.write_down().await?;
+        if let Some(error) = refused {
+            return Err(error);
+        }
         let until_then = look_again.and_then(|then| Duration::try_from(now.duration_until(then)).ok());
         let pause = if order.is_some() || !cleared { AGAIN } else { IDLE };
         Ok(pause.min(until_then.unwrap_or(IDLE).max(FIRST_PAUSE)))

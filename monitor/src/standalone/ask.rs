@@ -79,6 +79,7 @@ pub(super) async fn ask(agent: PathBuf, dump: Dump, key: Key, told: mpsc::Unboun
         let id = operation(notice, application, attempt);
         match once(&agent, dump, &id, application, &tell).await {
             Ok(checkpoint) => return tell(Asked::Ended(Outcome::Checkpoint(checkpoint))),
+            Err(Failure::NoProcess(message)) => tell(Asked::Failed("no-process", message)),
             Err(Failure::NoAnswer(message)) => tell(Asked::Failed("unreachable", message)),
             Err(Failure::Refused(message)) => {
                 attempt += 1;
@@ -108,6 +109,8 @@ pub(super) async fn cancel(agent: PathBuf, operation: String) {
 }
 
 enum Failure {
+    /// The pid is not known; it may be written down at any moment.
+    NoProcess(String),
     /// It may have been begun or not: the same again.
     NoAnswer(String),
     /// It was not, or has failed.
@@ -124,9 +127,10 @@ async fn once(
     let (pid, launcher) = match &application.target {
         Target::Pid(pid) => (*pid, String::new()),
         Target::Launcher(directory) => (0, directory.display().to_string()),
-        // It may be written at any moment.
         Target::PidFile(file) => {
-            (pid_in(file).map_err(|error| Failure::NoAnswer(error.to_string()))?, String::new())
+            let pid =
+                pid_in(file).map_err(|error| Failure::NoProcess(format!("{}: {error}", file.display())))?;
+            (pid, String::new())
         }
     };
     let mut client = connect(agent.to_owned()).await.map_err(Failure::NoAnswer)?;

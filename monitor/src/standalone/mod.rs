@@ -251,12 +251,19 @@ impl Standalone<'_> {
     /// Nothing is announced any more: what is under way need not be.
     fn give_up(&mut self) {
         for ((_, application), work) in std::mem::take(&mut self.works) {
-            if work.outcome.is_some() {
-                continue;
+            let app = application.app;
+            match work.outcome {
+                None => {
+                    work.task.abort();
+                    tracing::warn!(app, operation = work.operation, "withdrawn: cancelling");
+                    tokio::spawn(ask::cancel(self.settings.agent.clone(), work.operation));
+                }
+                Some(true) if work.dump == Dump::Final => {
+                    let hint = "`migration-agent restore` brings it back";
+                    tracing::warn!(app, hint, "withdrawn after this application had been ended");
+                }
+                Some(_) => {}
             }
-            work.task.abort();
-            tracing::warn!(app = application.app, operation = work.operation, "withdrawn: cancelling");
-            tokio::spawn(ask::cancel(self.settings.agent.clone(), work.operation));
         }
     }
 }

@@ -136,6 +136,10 @@ impl World {
     }
 
     pub async fn pod(&self, name: &str, node: &str, labels: &[(&str, &str)]) {
+        self.pod_in(&self.namespace, name, node, labels).await;
+    }
+
+    pub async fn pod_in(&self, namespace: &str, name: &str, node: &str, labels: &[(&str, &str)]) {
         let labels: serde_json::Map<String, Value> =
             labels.iter().map(|(name, value)| (name.to_string(), json!(value))).collect();
         let pod = json!({
@@ -144,7 +148,8 @@ impl World {
             "metadata": {"name": name, "labels": labels},
             "spec": {"nodeName": node, "containers": [{"name": "main", "image": "none"}]},
         });
-        self.pods().create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
     }
 
     pub async fn delete(&self, name: &str) {
@@ -219,6 +224,7 @@ impl World {
         let mut command = Command::new(env!("CARGO_BIN_EXE_migration-monitor"));
         command.args(["kubernetes", "--node-name", &self.node, "--metadata", &self.watched.server.url()]);
         command.args(["--cloud", "aws", "--interval-ms", "200"]).args(more).stdin(Stdio::null());
+        command.stderr(Stdio::null());
         Program(command.env("KUBECONFIG", self.cluster.kubeconfig()).spawn().unwrap())
     }
 
@@ -231,6 +237,30 @@ impl World {
         let applied = self.cluster.kubectl(&["apply", "--validate=false", "-f", file]).unwrap();
         assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
         self.cluster.service_account("migration-system", "migration-monitor").await.unwrap()
+    }
+
+    /// A client with less than those rights: pods of other namespaces can be seen only.
+    pub async fn as_somebody_who_may_change_pods_here_only(&self) -> Client {
+        let (here, name) = (self.namespace.as_str(), format!("{}-limited", self.namespace));
+        let who = format!("--serviceaccount={here}:limited");
+        for arguments in [
+            &["create", "clusterrole", &name, "--verb=get,list,patch", "--resource=nodes,nodes/status"][..],
+            &["create", "clusterrolebinding", &name, &format!("--clusterrole={name}"), &who],
+            &["create", "clusterrole", &format!("{name}-sees"), "--verb=list", "--resource=pods"],
+            &[
+                "create",
+                "clusterrolebinding",
+                &format!("{name}-sees"),
+                &format!("--clusterrole={name}-sees"),
+                &who,
+            ],
+            &["create", "role", "changes", "-n", here, "--verb=patch", "--resource=pods"],
+            &["create", "rolebinding", "changes", "-n", here, "--role=changes", &who],
+        ] {
+            let made = self.cluster.kubectl(arguments).unwrap();
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        }
+        self.cluster.service_account(here, "limited").await.unwrap()
     }
 
     /// Waits until these pods are triggered.
