@@ -96,6 +96,35 @@ async fn what_is_done_is_left_alone_also_by_the_next_monitor() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_that_was_taken_up_is_not_put_back() {
+    let world = World::new(Cloud::Gcp).await;
+    world.application("a", "Running").await;
+    world.pod("a", &world.node, &[(APP, "a")]).await;
+    let _monitor = world.monitor();
+    world.watched.server.gcp_preempted(true);
+    world.triggered(&["a"]).await;
+    world.marked().await;
+    // As the operator does once it has written it down.
+    let names = ["trigger", "reason", "triggered-by", "deadline", "notice", "advice"];
+    let none: serde_json::Map<_, _> =
+        names.iter().map(|name| (format!("migration.io/{name}"), json!(null))).collect();
+    world.annotate("a", none.into()).await;
+    world.phase("a", "Migrating").await;
+    world.pod("later", &world.node, &[(APP, "later")]).await;
+    world.triggered(&["later"]).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(world.read("a").await.annotations().is_empty(), "it was looked at again, and left alone");
+    // What moves because of a notice that was withdrawn keeps the node marked, whoever has the trigger.
+    world.watched.server.gcp_preempted(false);
+    until("the other one is released", async || annotation(&world.read("later").await, "trigger").is_none())
+        .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(world.is_tainted().await);
+    world.phase("a", "Running").await;
+    world.unmarked().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_comes_after_the_notice_is_triggered_too() {
     let world = World::new(Cloud::Gcp).await;
     let _monitor = world.monitor();

@@ -33,7 +33,7 @@ use tokio::{sync::watch, time::sleep};
 pub use self::error::ClusterError;
 use self::{
     node::{Known, Mark},
-    pods::Pods,
+    pods::{Pods, Told},
 };
 use crate::{
     board::View,
@@ -84,6 +84,8 @@ struct Cluster<'a> {
     records: Vec<Record>,
     /// What the node's annotation holds.
     written: Vec<Record>,
+    /// Which pods need not be told again, whatever has become of their trigger since.
+    told: Told,
 }
 
 /// Acts on what is announced until it is dropped.
@@ -105,7 +107,15 @@ pub async fn run(
                 Ok(Known { origin, records }) => {
                     let (client, settings, metrics) = (client.clone(), &settings, Arc::clone(&metrics));
                     let written = records.clone();
-                    cluster = Some(Cluster { client, settings, metrics, origin, records, written });
+                    cluster = Some(Cluster {
+                        client,
+                        settings,
+                        metrics,
+                        origin,
+                        records,
+                        written,
+                        told: Told::new(),
+                    });
                     continue;
                 }
                 Err(error) => Err(error),
@@ -192,8 +202,10 @@ impl Cluster<'_> {
     /// other.
     async fn trigger(&mut self, order: &Order, view: &View) -> Result<(), ClusterError> {
         let pods = Pods::new(&self.client, &self.settings.node);
+        let mut told = std::mem::take(&mut self.told);
         let (triggered, written) =
-            tokio::join!(pods.trigger(order, &self.metrics), self.write(&self.records));
+            tokio::join!(pods.trigger(order, &mut told, &self.metrics), self.write(&self.records));
+        self.told = told;
         let left = triggered?;
         written?;
         self.written.clone_from(&self.records);

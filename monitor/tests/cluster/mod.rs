@@ -87,6 +87,10 @@ pub fn annotation(pod: &Pod, name: &str) -> Option<String> {
     pod.annotations().get(&format!("migration.io/{name}")).cloned()
 }
 
+fn resource() -> ApiResource {
+    ApiResource::from_gvk(&GroupVersionKind::gvk("migration.io", "v1alpha1", "MigratableApp"))
+}
+
 impl World {
     /// In the cluster that all tests share.
     pub async fn new(cloud: Cloud) -> Self {
@@ -193,11 +197,19 @@ impl World {
         }))
         .unwrap();
         self.cluster.install(&definition).await.unwrap();
-        let resource =
-            ApiResource::from_gvk(&GroupVersionKind::gvk("migration.io", "v1alpha1", "MigratableApp"));
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &self.namespace, &resource);
+        let resource = resource();
         let app = DynamicObject::new(name, &resource).data(json!({"status": {"phase": phase}}));
-        api.create(&PostParams::default(), &app).await.unwrap();
+        self.applications().create(&PostParams::default(), &app).await.unwrap();
+    }
+
+    fn applications(&self) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), &self.namespace, &resource())
+    }
+
+    /// Puts an application into another phase.
+    pub async fn phase(&self, name: &str, phase: &str) {
+        let patch = Patch::Merge(json!({"status": {"phase": phase}}));
+        self.applications().patch(name, &PatchParams::default(), &patch).await.unwrap();
     }
 
     /// Announces that the machine is taken away in two minutes.

@@ -1,6 +1,8 @@
 //! An agent that takes no checkpoints, but keeps the rules of those that do: an id is used once, what is asked again is joined
 //! or answered as before, and what is detached outlives its caller and the agent.
 
+#![allow(dead_code, reason = "every test file uses its own part of it")]
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
