@@ -12,7 +12,7 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
-use crate::api::MigrationPolicy;
+use crate::{api::MigrationPolicy, migration::spread};
 
 /// The taint of a node that is about to vanish.
 pub const INTERRUPTION_TAINT: &str = "migration.io/interruption";
@@ -49,18 +49,20 @@ pub struct Wanted<'a> {
     pub spec: &'a PodSpec,
     /// Where the application runs.
     pub source: &'a str,
+    /// The application's uid, by which those that move at once go to different nodes.
+    pub uid: &'a str,
     /// A label and its value that say, beside the well-known ones, that a node can be taken away.
     pub interruptible_label: Option<(&'a str, &'a str)>,
 }
 
-/// The nodes that will do, best first. `pods` are all pods of the cluster that are bound to a node.
+/// The nodes that will do, best first. `pods` are those whose requests are known.
 pub fn nodes<'a>(wanted: &Wanted<'_>, nodes: impl IntoIterator<Item = &'a Node>, pods: &[&Pod]) -> Vec<String> {
     let all: Vec<&Node> = nodes.into_iter().collect();
     let architecture = |node: &Node| node.labels().get("kubernetes.io/arch").cloned();
     let source_architecture =
         all.iter().find(|node| node.name_any() == wanted.source).and_then(|node| architecture(node));
     let need = Room::of_pod(wanted.spec);
-    let mut fitting: Vec<(bool, Room, String)> = Vec::new();
+    let mut fitting: Vec<(bool, String)> = Vec::new();
     for node in all {
         let name = node.name_any();
         let same = source_architecture.is_none() || architecture(node) == source_architecture;
@@ -80,17 +82,12 @@ pub fn nodes<'a>(wanted: &Wanted<'_>, nodes: impl IntoIterator<Item = &'a Node>,
             continue;
         }
         let avoided = wanted.policy.prefer_on_demand() && is_interruptible(node, wanted.interruptible_label);
-        fitting.push((avoided, free, name));
+        fitting.push((avoided, name));
     }
-    // The one with the most room; the name decides between equals, so that everybody decides alike.
-    fitting.sort_by(|(avoided, free, name), (other_avoided, other_free, other)| {
-        avoided
-            .cmp(other_avoided)
-            .then_with(|| other_free.memory.cmp(&free.memory))
-            .then_with(|| other_free.cpu.cmp(&free.cpu))
-            .then_with(|| name.cmp(other))
-    });
-    fitting.into_iter().map(|(.., name)| name).collect()
+    // All of a node's applications move at once and cannot see where the others go: each has an order of its own.
+    let order = |name: &str| spread(&format!("{}-{name}", wanted.uid), u64::MAX);
+    fitting.sort_by_cached_key(|(avoided, name)| (*avoided, order(name), name.clone()));
+    fitting.into_iter().map(|(_, name)| name).collect()
 }
 
 /// Whether a node is about to vanish, or is not to be used any more.
@@ -248,8 +245,12 @@ mod tests {
         ]}))
         .unwrap();
         let wanted =
-            Wanted { policy: &policy, spec: &spec, source: "source", interruptible_label: Some(("pool", "cheap")) };
-        nodes(&wanted, all, pods)
+            Wanted { policy: &policy, spec: &spec, source: "source", uid: "u", interruptible_label: Some(("pool", "cheap")) };
+        let mut chosen = nodes(&wanted, all, pods);
+        // Those that stay come first; among equals the order is anybody's.
+        let first = chosen.iter().position(|name| name < &"d".to_owned()).unwrap_or(0);
+        chosen[first..].sort();
+        chosen
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub const SERVICE: &str = "definitions";
 pub const SERVICE_NAMESPACE: &str = "kube-system";
 /// The group of definitions themselves.
 pub const GROUP: &str = "apiextensions.k8s.io/v1";
-/// Marks what the follower has registered.
+/// Who applies definitions.
 const MANAGER: &str = "migration-kube";
 
 /// What an APIService says that stands for the server behind.
@@ -123,15 +123,9 @@ async fn register(
         spec["version"] = json!(version);
         spec["groupPriorityMinimum"] = json!(1000);
         spec["versionPriority"] = json!(15);
-        let service = json!({
-            "apiVersion": "apiregistration.k8s.io/v1",
-            "kind": "APIService",
-            "metadata": {"name": name},
-            "spec": spec,
-        });
-        let service: APIService = serde_json::from_value(service).map_err(kube::Error::SerdeError)?;
-        // Not applied: the aggregator of 1.20 has no server-side apply for its own kind, and panics.
-        match services.create(&PostParams::default(), &service).await {
+        let service = serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec}));
+        // Created and not applied: the server in front cannot apply these.
+        match services.create(&PostParams::default(), &service.map_err(kube::Error::SerdeError)?).await {
             Err(kube::Error::Api(status)) if status.is_already_exists() => {}
             other => drop(other?),
         }

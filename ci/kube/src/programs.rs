@@ -121,8 +121,9 @@ pub fn write(directory: &Path, programs: &Path, ports: Ports) -> Result<(), Erro
         "--allow-privileged=true".to_owned(),
         // It would insist on an address that is not the loopback's.
         "--endpoint-reconciler-type=none".to_owned(),
-        // It would refuse pods where no controller has made a service account.
-        "--disable-admission-plugins=ServiceAccount".to_owned(),
+        // The first would refuse pods where no controller has made a service account; what the second says of new nodes, nobody
+        // would take back.
+        "--disable-admission-plugins=ServiceAccount,TaintNodesByCondition".to_owned(),
     ]);
     command(API_SERVER, "kube-apiserver", &arguments)?;
 

@@ -12,7 +12,7 @@ use prost::Message;
 use tokio::time::timeout;
 use tonic::{Response, Status, transport::Channel};
 
-use super::{Agents, CALL};
+use super::{Agents, At, CALL};
 
 /// How long it is waited for an operation to end that was cancelled; it ends all the same.
 const CANCEL: Duration = Duration::from_secs(1);
@@ -47,13 +47,13 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Connects to the agent in the pod with this address.
+    /// Connects to an agent.
     ///
     /// # Errors
     /// When it does not answer in time, or is not one of ours.
-    pub async fn connect(agents: &dyn Agents, pod_ip: &str) -> Result<Self, AgentError> {
-        let address = pod_ip.to_owned();
-        match timeout(CALL, agents.channel(pod_ip)).await {
+    pub async fn connect(agents: &dyn Agents, at: &At) -> Result<Self, AgentError> {
+        let address = at.pod_ip.clone();
+        match timeout(CALL, agents.channel(at)).await {
             Ok(channel) => Ok(Self { channel: channel?, address }),
             Err(_) => Err(AgentError::Unreachable { address, reason: "no connection in time".to_owned() }),
         }

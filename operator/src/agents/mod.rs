@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 pub use self::{
     client::{Agent, AgentError},
     meaning::{failure, failure_of, seen, wire_strategy},
-    tls::{Mtls, TlsFiles},
+    tls::Mtls,
 };
 
 /// The port of an agent in its pod.
@@ -24,15 +24,26 @@ pub const PORT: u16 = 7443;
 /// How long an agent may take to answer: they answer at once, or look into the store first.
 pub const CALL: Duration = Duration::from_secs(10);
 
+/// Where an agent is, and whose it has to be.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct At {
+    /// Its pod's address.
+    pub pod_ip: String,
+    /// The application's namespace.
+    pub namespace: String,
+    /// The application.
+    pub app: String,
+}
+
 /// How connections to agents are made.
 #[async_trait]
 pub trait Agents: Send + Sync + 'static {
-    /// Connects to the agent in the pod with this address.
+    /// Connects to an agent.
     ///
     /// # Errors
-    /// When it cannot be reached, or is not one of ours.
-    async fn channel(&self, pod_ip: &str) -> Result<Channel, AgentError>;
+    /// When it cannot be reached, or is not the one that it has to be.
+    async fn channel(&self, at: &At) -> Result<Channel, AgentError>;
 
-    /// At which address one agent finds the one in the pod with this address.
-    fn address(&self, pod_ip: &str) -> String;
+    /// At which address another agent finds it.
+    fn address(&self, at: &At) -> String;
 }

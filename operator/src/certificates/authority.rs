@@ -92,7 +92,7 @@ impl Authorities {
     pub fn issue(&self, identity: &Identity, life: Duration, now: SystemTime) -> Result<Issued, CertificateError> {
         // The newest that everybody knows of; when there is only one, nobody has got a certificate of another one.
         let settled = self.authorities.iter().rev().find(|authority| authority.settled(now));
-        let authority = settled.or(self.authorities.first()).ok_or(rcgen::Error::MissingSerialNumber)?;
+        let authority = settled.or(self.authorities.first()).ok_or(rcgen::Error::CouldNotParseCertificate)?;
         let issuer = Issuer::new(authority_params(&authority.name)?, KeyPair::from_pem(&authority.key)?);
         let expires = (now + life).min(authority.expires());
         let key = KeyPair::generate()?;

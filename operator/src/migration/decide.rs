@@ -200,7 +200,7 @@ fn settle(case: &Case<'_>) -> Decision {
 }
 
 /// How long it is from one moment to a later one; nothing if it is not later.
-pub(super) fn since(from: Timestamp, to: Timestamp) -> Duration {
+pub(crate) fn since(from: Timestamp, to: Timestamp) -> Duration {
     to.duration_since(from).try_into().unwrap_or(Duration::ZERO)
 }
 

@@ -31,6 +31,7 @@ mod before;
 mod decide;
 mod seen;
 
+pub(crate) use self::decide::{since, spread};
 pub use self::{
     decide::{Decision, Effect, Limits, decide, operation_id, pod_name},
     seen::{Done, Failure, FailureKind, Handover, OperationSeen, PodSeen, Residency, Seen},

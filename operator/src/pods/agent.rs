@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 
 use super::{AGENT, RUN, RUN_PATH, TOOLS, TOOLS_PATH};
-use crate::agents::PORT;
+use crate::{agents::PORT, certificates::OPERATOR_NAME};
 
 /// The port of the agent's numbers.
 const METRICS_PORT: u16 = 9464;
@@ -58,7 +58,7 @@ impl Default for AgentSettings {
         Self {
             image: "migration-agent".to_owned(),
             native_sidecar: true,
-            operator_name: "migration-operator".to_owned(),
+            operator_name: OPERATOR_NAME.to_owned(),
             tls_secret: |app| format!("{app}-migration-tls"),
         }
     }
