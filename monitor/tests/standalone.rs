@@ -158,7 +158,7 @@ async fn what_fails_is_tried_again_under_another_id() {
     ids.dedup();
     assert_eq!(ids.len(), 5, "{ids:?}");
     let failures = "migration_monitor_failures_total{part=\"agent\",reason=\"refused\"}";
-    assert_eq!(number(&world.watched.metrics, failures), 3.0);
+    until("they are counted", async || number(&world.watched.metrics, failures) == 3.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
