@@ -10,10 +10,10 @@ use cluster::{APP, World, annotation};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Event;
 use kube::{Api, ResourceExt, api::ListParams};
-use migration_metadata::ScheduledEvent;
+use migration_metadata::{Fault, ScheduledEvent};
 use migration_monitor::{Cloud, board::Source, policy::Rebalance};
 use serde_json::json;
-use support::{number, sum, until};
+use support::{Watched, metadata, number, sum, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_notice_triggers_every_migratable_pod_of_the_node_and_marks_the_node() {
@@ -230,6 +230,38 @@ async fn a_withdrawn_notice_leaves_nothing_behind() {
     world.spot();
     world.triggered(&["a"]).await;
     assert_ne!(annotation(&world.read("a").await, "notice"), first, "it is another notice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_was_started_again_is_not_left_for_a_notice_of_its_former_life() {
+    let mut world = World::new(Cloud::Aws).await;
+    let monitor = world.monitor();
+    world.spot();
+    world.marked().await;
+    drop(monitor);
+    world.pod("fresh", &world.node, &[(APP, "fresh")]).await;
+    world.watched = Watched::start(metadata().await, Some(Cloud::Aws));
+    let _monitor = world.monitor();
+    world.unmarked().await;
+    assert!(world.read("fresh").await.annotations().is_empty());
+    let triggers = number(&world.watched.metrics, "migration_monitor_actions_total{action=\"trigger\"}");
+    assert_eq!(triggers, 0.0, "nobody was triggered");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_seen_is_acted_on_also_while_the_cloud_is_silent() {
+    let mut world = World::new(Cloud::Aws).await;
+    let monitor = world.monitor();
+    world.spot();
+    world.marked().await;
+    drop(monitor);
+    world.pod("late", &world.node, &[(APP, "late")]).await;
+    let server = metadata().await;
+    server.fault(Fault::Silent);
+    world.watched = Watched::start(server, Some(Cloud::Aws));
+    let _monitor = world.monitor();
+    world.triggered(&["late"]).await;
+    assert!(world.is_tainted().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
