@@ -206,6 +206,32 @@ async fn an_api_server_that_is_away_for_twenty_seconds_delays_the_trigger_by_no_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_swallows_everything_for_twenty_seconds_delays_the_trigger_by_little_more() {
+    let world = World::new(Cloud::Aws).await;
+    let (network, client) = world.through_a_network().await;
+    world.pod("a", &world.node, &[(APP, "a")]).await;
+    let _monitor = world.monitor_as(client);
+    // It has connections that will be dead.
+    world.watched.server.aws_rebalance(Some(Timestamp::now()));
+    world.triggered(&["a"]).await;
+    network.swallow(true);
+    let deadline = world.spot();
+    world.watched.announces(Source::AwsSpot, 1).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(!annotation(&world.read("a").await, "notice").unwrap().starts_with("aws-spot"));
+    network.swallow(false);
+    let back = Instant::now();
+    until("it is triggered", async || {
+        annotation(&world.read("a").await, "notice").unwrap().starts_with("aws-spot")
+    })
+    .await;
+    let took = back.elapsed();
+    assert!(took < Duration::from_secs(15), "{took:?} after it was back");
+    assert!(Timestamp::now() < deadline, "in time");
+    world.marked().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_withdrawn_notice_leaves_nothing_behind() {
     let mut world = World::new(Cloud::Aws).await;
     world.settings.cordon = true;

@@ -1,5 +1,7 @@
 //! A node with pods in a real API server, a cloud, and monitors that can be killed.
 
+mod network;
+
 use std::{
     ops::Deref,
     process::{Child, Command, Stdio},
@@ -15,6 +17,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
 };
 use migration_kube::{Cluster, Options};
 use migration_monitor::{
@@ -23,6 +26,7 @@ use migration_monitor::{
     kubernetes::{self, Settings},
     policy::{Policy, Rebalance},
 };
+use network::Network;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -238,6 +242,16 @@ impl World {
         command.args(["--cloud", "aws", "--interval-ms", "200"]).args(more).stdin(Stdio::null());
         command.stderr(Stdio::null());
         Program(command.env("KUBECONFIG", self.cluster.kubeconfig()).spawn().unwrap())
+    }
+
+    /// A client that may do everything, and the network between it and the API server.
+    pub async fn through_a_network(&self) -> (Network, Client) {
+        let kubeconfig = Kubeconfig::read_from(self.cluster.kubeconfig()).unwrap();
+        let mut config =
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+        let network = Network::to(config.cluster_url.authority().unwrap().as_str()).await;
+        config.cluster_url = format!("https://{}", network.address).parse().unwrap();
+        (network, Client::try_from(config).unwrap())
     }
 
     /// A client with the rights of `monitor/deploy/rbac.yaml`.
