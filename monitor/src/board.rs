@@ -5,6 +5,8 @@
 //!
 //! What always holds: a notice keeps the moment at which it was first seen for as long as it is announced. It is withdrawn
 //! when its source has answered without it [`ABSENCES`] times in a row; a source that does not answer withdraws nothing.
+//! That is so also for what was seen before this program was started: a source that announces nothing is in the view only
+//! once it has said so as often.
 
 use std::{
     collections::BTreeMap,
@@ -108,7 +110,7 @@ impl Sighting {
 /// What is announced now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {
-    /// By source; one that has not answered yet is not there.
+    /// By source; one of which it is not known yet what it announces is not there.
     pub sources: BTreeMap<Source, Vec<Sighting>>,
 }
 
@@ -143,11 +145,22 @@ impl Board {
         self.metrics.answered(source);
         self.view.send_if_modified(|view| {
             let first = !view.sources.contains_key(&source);
+            if first && notices.is_empty() && !self.is_sure(source) {
+                return false;
+            }
             let known = view.sources.entry(source).or_default();
             let changed = self.merge(source, known, notices, blind);
             self.metrics.announced(source, known.len());
             first || changed
         });
+    }
+
+    /// Whether a source that has never announced anything has said so often enough.
+    fn is_sure(&self, source: Source) -> bool {
+        let mut absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = absent.entry((source, String::new())).or_default();
+        *times = times.saturating_add(1);
+        *times >= source.absences()
     }
 
     fn merge(
@@ -272,11 +285,19 @@ mod tests {
     }
 
     #[test]
-    fn a_first_answer_is_a_change_even_when_nothing_is_announced() {
+    fn a_source_that_announces_nothing_has_to_say_so_several_times_before_that_is_known() {
         let board = Board::new(Arc::default());
         let watch = board.watch();
+        for _ in 1..ABSENCES {
+            board.report(Source::AwsSpot, vec![], Duration::ZERO);
+            assert!(!watch.has_changed().unwrap());
+        }
         board.report(Source::AwsSpot, vec![], Duration::ZERO);
         assert!(watch.has_changed().unwrap());
         assert_eq!(watch.borrow().sources.len(), 1);
+        board.report(Source::AwsRebalance, vec![spot(SOON)], Duration::ZERO);
+        assert_eq!(watch.borrow().sources.len(), 2, "a notice is known at once");
+        board.report(Source::GcpPreempted, vec![], Duration::ZERO);
+        assert_eq!(watch.borrow().sources.len(), 3, "and so is what a source of changes says");
     }
 }

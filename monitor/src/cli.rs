@@ -23,9 +23,9 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
   migration-monitor kubernetes --node-name node7 --cordon --listen 0.0.0.0:9101 --log-format json
   migration-monitor standalone --app cache=launcher:/run/migration --app web=pidfile:/run/web.pid
   migration-monitor standalone --cloud gcp --rebalance ignore --registrations /etc/migration/apps.d
-  migration-monitor standalone --metadata http://127.0.0.1:1338 --app cache=4711      rehearse, with metadata-server
 
-Every option can be given in the environment: MIGRATION_MONITOR_METADATA, MIGRATION_MONITOR_NODE_NAME, …"
+Rehearsing, with metadata-server:
+  migration-monitor standalone --metadata http://127.0.0.1:1338 --app cache=4711"
 )]
 pub struct Cli {
     /// How to log, to standard error; MIGRATION_LOG sets the level
@@ -109,7 +109,7 @@ pub enum Command {
   migration-monitor kubernetes --node-name node7
   migration-monitor kubernetes --node-name node7 --cordon --cloud azure --azure-acknowledge
 
-The API server is found as kubectl does (KUBECONFIG), or by the pod's service account. monitor/deploy has manifests.")]
+The API server is found as kubectl does (KUBECONFIG), or by the pod's service account.")]
 pub struct Kubernetes {
     /// The Node object this runs on
     #[arg(long, value_name = "NAME", env = "MIGRATION_MONITOR_NODE_NAME")]

@@ -1,6 +1,6 @@
 //! `/livez`, `/readyz` and `/metrics`.
 //!
-//! Alive is a monitor that looks at what is announced every [`STILL_ALIVE`] at least; that the metadata service or the API
+//! Alive is a monitor that has looked at what is announced within the last three minutes; that the metadata service or the API
 //! server is away does not make it less so. Ready is one that hears every source of its cloud.
 
 use std::{

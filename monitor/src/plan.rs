@@ -92,14 +92,13 @@ pub struct Plan {
 pub fn plan(view: &View, records: &[Record], origin: &str, policy: &Policy, now: Timestamp) -> Plan {
     let mut records = records.to_vec();
     for (source, sightings) in &view.sources {
-        let announced = |record: &&mut Record| sightings.iter().any(|one| one.notice.key() == record.key);
-        let of_source = records.iter_mut().filter(|record| record.source == *source);
-        for record in of_source.filter(|record| record.withdrawn.is_none()) {
-            if !announced(&&mut *record) {
+        let announced = |key: &str| sightings.iter().any(|one| one.notice.key() == key);
+        for record in records.iter_mut().filter(|record| record.source == *source) {
+            if record.withdrawn.is_none() && !announced(&record.key) {
                 record.withdrawn = Some(now);
             }
         }
-        sightings.iter().for_each(|sighting| note(&mut records, *source, sighting, origin));
+        sightings.iter().for_each(|sighting| note(&mut records, *source, sighting, origin, now));
     }
     forget(&mut records);
     let mut plan = Plan { records, ..Plan::default() };
@@ -128,14 +127,17 @@ pub fn plan(view: &View, records: &[Record], origin: &str, policy: &Policy, now:
 }
 
 /// Enters what is seen.
-fn note(records: &mut Vec<Record>, source: Source, sighting: &Sighting, origin: &str) {
+fn note(records: &mut Vec<Record>, source: Source, sighting: &Sighting, origin: &str, now: Timestamp) {
     let key = sighting.notice.key();
     let deadline = sighting.deadline(source);
     let mut same = records.iter_mut().filter(|record| record.source == source && record.key == key);
     if let Some(record) = same.find(|record| record.withdrawn.is_none()) {
-        // The cloud may move a deadline; a promise of the documentation counts from when the notice was seen first.
         record.deadline = match sighting.notice.deadline {
+            // The cloud may move it.
             Some(said) => Some(said),
+            // It has begun; from then on that does not change.
+            None if source == Source::AzureScheduledEvents => record.deadline.into_iter().chain([now]).min(),
+            // A promise of the documentation counts from when the notice was seen first.
             None => record.deadline.into_iter().chain(deadline).min(),
         };
         return;

@@ -10,10 +10,10 @@ use cluster::{APP, World, annotation};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Event;
 use kube::{Api, ResourceExt, api::ListParams};
-use migration_metadata::ScheduledEvent;
+use migration_metadata::{Fault, ScheduledEvent};
 use migration_monitor::{Cloud, board::Source, policy::Rebalance};
 use serde_json::json;
-use support::{number, sum, until};
+use support::{Watched, metadata, number, sum, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_notice_triggers_every_migratable_pod_of_the_node_and_marks_the_node() {
@@ -93,6 +93,35 @@ async fn what_is_done_is_left_alone_also_by_the_next_monitor() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     let after = (world.read("a").await.resource_version(), world.read_node().await.resource_version());
     assert_eq!(before, after, "nothing was written again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_that_was_taken_up_is_not_put_back() {
+    let world = World::new(Cloud::Gcp).await;
+    world.application("a", "Running").await;
+    world.pod("a", &world.node, &[(APP, "a")]).await;
+    let _monitor = world.monitor();
+    world.watched.server.gcp_preempted(true);
+    world.triggered(&["a"]).await;
+    world.marked().await;
+    // As the operator does once it has written it down.
+    let names = ["trigger", "reason", "triggered-by", "deadline", "notice", "advice"];
+    let none: serde_json::Map<_, _> =
+        names.iter().map(|name| (format!("migration.io/{name}"), json!(null))).collect();
+    world.annotate("a", none.into()).await;
+    world.phase("a", "Migrating").await;
+    world.pod("later", &world.node, &[(APP, "later")]).await;
+    world.triggered(&["later"]).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(world.read("a").await.annotations().is_empty(), "it was looked at again, and left alone");
+    // What moves because of a notice that was withdrawn keeps the node marked, whoever has the trigger.
+    world.watched.server.gcp_preempted(false);
+    until("the other one is released", async || annotation(&world.read("later").await, "trigger").is_none())
+        .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(world.is_tainted().await);
+    world.phase("a", "Running").await;
+    world.unmarked().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -177,6 +206,32 @@ async fn an_api_server_that_is_away_for_twenty_seconds_delays_the_trigger_by_no_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_swallows_everything_for_twenty_seconds_delays_the_trigger_by_little_more() {
+    let world = World::new(Cloud::Aws).await;
+    let (network, client) = world.through_a_network().await;
+    world.pod("a", &world.node, &[(APP, "a")]).await;
+    let _monitor = world.monitor_as(client);
+    // It has connections that will be dead.
+    world.watched.server.aws_rebalance(Some(Timestamp::now()));
+    world.triggered(&["a"]).await;
+    network.swallow(true);
+    let deadline = world.spot();
+    world.watched.announces(Source::AwsSpot, 1).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(!annotation(&world.read("a").await, "notice").unwrap().starts_with("aws-spot"));
+    network.swallow(false);
+    let back = Instant::now();
+    until("it is triggered", async || {
+        annotation(&world.read("a").await, "notice").unwrap().starts_with("aws-spot")
+    })
+    .await;
+    let took = back.elapsed();
+    assert!(took < Duration::from_secs(15), "{took:?} after it was back");
+    assert!(Timestamp::now() < deadline, "in time");
+    world.marked().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_withdrawn_notice_leaves_nothing_behind() {
     let mut world = World::new(Cloud::Aws).await;
     world.settings.cordon = true;
@@ -201,6 +256,38 @@ async fn a_withdrawn_notice_leaves_nothing_behind() {
     world.spot();
     world.triggered(&["a"]).await;
     assert_ne!(annotation(&world.read("a").await, "notice"), first, "it is another notice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_was_started_again_is_not_left_for_a_notice_of_its_former_life() {
+    let mut world = World::new(Cloud::Aws).await;
+    let monitor = world.monitor();
+    world.spot();
+    world.marked().await;
+    drop(monitor);
+    world.pod("fresh", &world.node, &[(APP, "fresh")]).await;
+    world.watched = Watched::start(metadata().await, Some(Cloud::Aws));
+    let _monitor = world.monitor();
+    world.unmarked().await;
+    assert!(world.read("fresh").await.annotations().is_empty());
+    let triggers = number(&world.watched.metrics, "migration_monitor_actions_total{action=\"trigger\"}");
+    assert_eq!(triggers, 0.0, "nobody was triggered");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_seen_is_acted_on_also_while_the_cloud_is_silent() {
+    let mut world = World::new(Cloud::Aws).await;
+    let monitor = world.monitor();
+    world.spot();
+    world.marked().await;
+    drop(monitor);
+    world.pod("late", &world.node, &[(APP, "late")]).await;
+    let server = metadata().await;
+    server.fault(Fault::Silent);
+    world.watched = Watched::start(server, Some(Cloud::Aws));
+    let _monitor = world.monitor();
+    world.triggered(&["late"]).await;
+    assert!(world.is_tainted().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -350,6 +437,21 @@ async fn a_persons_trigger_stays_a_persons() {
     assert_eq!(annotation(&pod, "triggered-by"), None);
     assert_eq!(annotation(&pod, "reason").as_deref(), Some("because"));
     assert!(annotation(&pod, "deadline").is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_may_not_be_changed_hinders_nobody_else() {
+    let world = World::new(Cloud::Gcp).await;
+    let client = world.as_somebody_who_may_change_pods_here_only().await;
+    let elsewhere = world.cluster.namespace("forbidden").await.unwrap();
+    world.pod_in(&elsewhere, "guarded", &world.node, &[(APP, "guarded")]).await;
+    world.pod("a", &world.node, &[(APP, "a")]).await;
+    let _monitor = world.monitor_as(client);
+    world.watched.server.gcp_preempted(true);
+    world.triggered(&["a"]).await;
+    world.marked().await;
+    let refused = "migration_monitor_failures_total{part=\"kubernetes\",reason=\"forbidden\"}";
+    until("it is tried again", async || number(&world.watched.metrics, refused) >= 3.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -93,6 +93,22 @@ fn a_promised_deadline_counts_from_the_first_time_it_was_seen() {
 }
 
 #[test]
+fn an_event_that_begins_early_has_its_beginning_as_deadline_and_one_that_begins_in_time_keeps_its_own() {
+    let event = |deadline: Option<i64>| {
+        let mut one = sighting(NoticeKind::Terminate, deadline, 0);
+        one.notice.event_id = Some("e-1".to_owned());
+        view(&[(Source::AzureScheduledEvents, vec![one])])
+    };
+    let scheduled = look(&event(Some(60)), &[], 0);
+    for (begins, deadline) in [(20, 20), (75, 60)] {
+        let begun = look(&event(None), &scheduled.records, begins);
+        assert_eq!(begun.order.as_ref().unwrap().deadline, Some(at(deadline)));
+        let later = look(&event(None), &begun.records, begins + 30);
+        assert_eq!(later.order, begun.order, "it is told once");
+    }
+}
+
+#[test]
 fn interruptions_come_before_advice_and_the_sooner_one_first() {
     let advice = (Source::AwsRebalance, vec![sighting(NoticeKind::RebalanceRecommended, None, 0)]);
     let reboot = (Source::AwsMaintenance, vec![sighting(NoticeKind::Reboot, Some(600), 1)]);

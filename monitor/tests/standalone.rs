@@ -24,7 +24,7 @@ use migration_monitor::{
 use support::{Watched, number, until};
 use tokio::task::JoinHandle;
 
-const SLOW: Script = Script { takes: Duration::from_secs(3600), failures: 0 };
+const SLOW: Script = Script { takes: Duration::from_secs(3600), failures: 0, busy: 0 };
 
 /// An agent, a cloud, and what to do.
 struct World {
@@ -86,7 +86,7 @@ async fn every_application_has_a_durable_checkpoint_before_the_deadline() {
     let apps = ["cache=4711", "prod/web=launcher:/run/web", "a=5000", "b=5001", "c=5002", "d=5003"];
     let world = World::new(Cloud::Aws, &apps).await;
     for app in ["cache", "prod/web", "a", "b", "c", "d"] {
-        world.agent.script(app, Script { takes: Duration::from_secs(2), failures: 0 });
+        world.agent.script(app, Script { takes: Duration::from_secs(2), failures: 0, busy: 0 });
     }
     let _monitor = world.monitor();
     let deadline = world.spot();
@@ -108,7 +108,7 @@ async fn every_application_has_a_durable_checkpoint_before_the_deadline() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_monitor_that_is_killed_joins_what_it_began() {
     let world = World::new(Cloud::Aws, &["a=100", "b=101"]).await;
-    world.agent.script("a", Script { takes: Duration::from_secs(4), failures: 0 });
+    world.agent.script("a", Script { takes: Duration::from_secs(4), failures: 0, busy: 0 });
     let first = world.monitor();
     world.spot();
     until("both are begun", async || world.agent.begun().len() == 2).await;
@@ -148,7 +148,7 @@ async fn an_agent_that_is_away_is_asked_when_it_is_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_fails_is_tried_again_under_another_id() {
     let world = World::new(Cloud::Aws, &["a=100", "b=101"]).await;
-    world.agent.script("a", Script { takes: Duration::from_millis(50), failures: 3 });
+    world.agent.script("a", Script { takes: Duration::from_millis(50), failures: 3, busy: 0 });
     let _monitor = world.monitor();
     world.spot();
     world.done(&[("a", true), ("b", true)]).await;
@@ -158,7 +158,46 @@ async fn what_fails_is_tried_again_under_another_id() {
     ids.dedup();
     assert_eq!(ids.len(), 5, "{ids:?}");
     let failures = "migration_monitor_failures_total{part=\"agent\",reason=\"refused\"}";
-    assert_eq!(number(&world.watched.metrics, failures), 3.0);
+    until("they are counted", async || number(&world.watched.metrics, failures) == 3.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_does_something_else_is_waited_for() {
+    let world = World::new(Cloud::Aws, &["a=100"]).await;
+    world.agent.script("a", Script { takes: Duration::ZERO, failures: 0, busy: 10 });
+    let _monitor = world.monitor();
+    world.spot();
+    world.done(&[("a", true)]).await;
+    let busy = "migration_monitor_failures_total{part=\"agent\",reason=\"busy\"}";
+    until("they are counted", async || number(&world.watched.metrics, busy) == 10.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_notices_are_one_final_dump() {
+    let mut world = World::new(Cloud::Azure, &["a=100"]).await;
+    world.settings.acknowledge = Some(world.watched.server.url().parse().unwrap());
+    world.agent.script("a", Script { takes: Duration::from_secs(3), failures: 0, busy: 0 });
+    let _monitor = world.monitor();
+    let event = |id: &str, seconds| ScheduledEvent {
+        id: id.into(),
+        kind: "Preempt".into(),
+        resources: vec!["node_0".into()],
+        not_before: Some(Timestamp::now() + SignedDuration::from_secs(seconds)),
+    };
+    world.watched.server.azure_schedule(event("later", 600));
+    until("it is begun", async || world.agent.begun().len() == 1).await;
+    world.watched.server.azure_schedule(event("sooner", 60));
+    until("both are acted on", async || {
+        number(
+            &world.watched.metrics,
+            "migration_monitor_trigger_seconds_count{source=\"azure-scheduled-events\"}",
+        ) == 2.0
+    })
+    .await;
+    assert!(world.watched.server.azure_acknowledged().is_empty(), "nothing is durable yet");
+    world.done(&[("a", true)]).await;
+    until("Azure is told", async || world.watched.server.azure_acknowledged() == ["sooner"]).await;
+    assert_eq!(world.agent.begun().len(), 1, "{:?}", world.agent.begun());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,7 +276,7 @@ async fn applications_are_registered_with_files_also_after_the_notice() {
 #[tokio::test(flavor = "multi_thread")]
 async fn azure_is_told_when_everything_is_safe_and_not_before() {
     let mut world = World::new(Cloud::Azure, &["a=100"]).await;
-    world.agent.script("a", Script { takes: Duration::from_secs(3), failures: 0 });
+    world.agent.script("a", Script { takes: Duration::from_secs(3), failures: 0, busy: 0 });
     world.settings.acknowledge = Some(world.watched.server.url().parse().unwrap());
     let _monitor = world.monitor();
     world.watched.server.azure_schedule(ScheduledEvent {

@@ -1,10 +1,14 @@
-//! The Kubernetes side: applications that can be moved, and what moves them.
+//! The Kubernetes side: applications that can be moved, and the machine that moves them.
 //!
-//! The operator decides and writes down; agents do the work. For each [`api::MigratableApp`] it keeps one pod running
-//! ([`pods`]), has checkpoints made ([`schedule`]), and moves it to another node ([`placement`]) when somebody asks or its node
-//! goes away ([`trigger`]). How an application moves is decided by a function without I/O ([`migration`]); where it is on its way
-//! is in its status ([`api::migration`]), so that an operator can be killed at any moment and another one goes on
-//! ([`controller`], [`leader`]).
+//! | | |
+//! |---|---|
+//! | [`api`] | `MigratableApp`: what users ask for and what is reported |
+//! | [`migration`] | what a migration does next, as a function without input or output |
+//! | [`controller`] | looks at applications and does it |
+//! | [`agents`], [`pods`], [`placement`], [`schedule`] | the agents' calls, the pods, the nodes, the checkpoints' times |
+//! | [`certificates`] | who issues what agents and operator show one another |
+//! | [`webhook`] | pods that ask to be migratable by annotation |
+//! | [`manifests`] | what is applied to a cluster, and the rights the operator has |
 //!
 //! This crate speaks Kubernetes and the agent's API. It knows nothing of CRIU or of pages.
 
@@ -19,6 +23,7 @@ pub mod error;
 mod finalize;
 mod idle;
 pub mod leader;
+pub mod manifests;
 pub mod metrics;
 mod migratable;
 mod migrate;
@@ -31,3 +36,4 @@ mod secrets;
 pub mod server;
 mod status;
 pub mod trigger;
+pub mod webhook;

@@ -56,6 +56,11 @@ impl ClusterError {
         }
     }
 
+    /// The API server is there, and does not want this.
+    pub(super) fn is_an_answer(&self) -> bool {
+        self.code().is_some()
+    }
+
     /// The object is gone, or is another one than the one that was read.
     pub(super) fn is_about_another_object(&self) -> bool {
         matches!(self.code(), Some(404 | 409))

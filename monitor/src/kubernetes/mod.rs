@@ -28,12 +28,15 @@ use std::{
 
 use jiff::Timestamp;
 use kube::Client;
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 pub use self::error::ClusterError;
 use self::{
     node::{Known, Mark},
-    pods::Pods,
+    pods::{Pods, Told},
 };
 use crate::{
     board::View,
@@ -62,6 +65,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How often the world is looked at when nothing happens.
 const IDLE: Duration = Duration::from_secs(30);
 
+/// How long a source is waited for that has told of a notice before.
+const HEARING: Duration = Duration::from_secs(5);
+
 /// What to do in the cluster.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -84,6 +90,8 @@ struct Cluster<'a> {
     records: Vec<Record>,
     /// What the node's annotation holds.
     written: Vec<Record>,
+    /// Which pods need not be told again, whatever has become of their trigger since.
+    told: Told,
 }
 
 /// Acts on what is announced until it is dropped.
@@ -103,9 +111,18 @@ pub async fn run(
             Some(cluster) => cluster.pass(&now).await,
             None => match node::read(&client, &settings.node).await {
                 Ok(Known { origin, records }) => {
+                    hear(&mut view, &records).await;
                     let (client, settings, metrics) = (client.clone(), &settings, Arc::clone(&metrics));
                     let written = records.clone();
-                    cluster = Some(Cluster { client, settings, metrics, origin, records, written });
+                    cluster = Some(Cluster {
+                        client,
+                        settings,
+                        metrics,
+                        origin,
+                        records,
+                        written,
+                        told: Told::new(),
+                    });
                     continue;
                 }
                 Err(error) => Err(error),
@@ -128,6 +145,15 @@ pub async fn run(
             () = sleep(pause) => {}
         }
     }
+}
+
+/// Gives the sources of notices that were seen before this program was started time to say whether they still stand: the
+/// machine may have been started again since.
+async fn hear(view: &mut watch::Receiver<View>, records: &[Record]) {
+    let standing = records.iter().filter(|record| record.withdrawn.is_none());
+    let heard = |view: &View| standing.clone().all(|record| view.sources.contains_key(&record.source));
+    // Who has not said so until then has not withdrawn it.
+    let _ = timeout(HEARING, view.wait_for(heard)).await;
 }
 
 /// Failures in a row.
@@ -164,8 +190,14 @@ impl Cluster<'_> {
         let Plan { records, order, look_again } =
             plan(view, &self.records, &self.origin, &self.settings.policy, now);
         self.records = records;
+        let (mut left, mut refused) = (None, None);
         if let Some(order) = &order {
-            self.trigger(order, view).await?;
+            match self.trigger(order, view).await {
+                Ok(pods) => left = Some(pods),
+                // One pod that may not be changed keeps neither the others from moving nor new ones from being kept away.
+                Err(error) if error.is_an_answer() => refused = Some(error),
+                Err(error) => return Err(error),
+            }
         }
         let cleared = match &order {
             Some(order) if order.leave() => {
@@ -174,23 +206,31 @@ impl Cluster<'_> {
             }
             _ => self.clear(order.as_ref()).await?,
         };
+        if let (Some(order), Some(0)) = (&order, left) {
+            self.acknowledge(order).await;
+        }
         self.write_down().await?;
+        if let Some(error) = refused {
+            return Err(error);
+        }
         let until_then = look_again.and_then(|then| Duration::try_from(now.duration_until(then)).ok());
         let pause = if order.is_some() || !cleared { AGAIN } else { IDLE };
         Ok(pause.min(until_then.unwrap_or(IDLE).max(FIRST_PAUSE)))
     }
 
     /// Pods first, and what they are triggered for next to it: neither waits for the other, and neither's failure hinders the
-    /// other.
-    async fn trigger(&mut self, order: &Order, view: &View) -> Result<(), ClusterError> {
+    /// other. Says how many migratable pods there are.
+    async fn trigger(&mut self, order: &Order, view: &View) -> Result<usize, ClusterError> {
         let pods = Pods::new(&self.client, &self.settings.node);
+        let mut told = std::mem::take(&mut self.told);
         let (triggered, written) =
-            tokio::join!(pods.trigger(order, &self.metrics), self.write(&self.records));
+            tokio::join!(pods.trigger(order, &mut told, &self.metrics), self.write(&self.records));
+        self.told = told;
         let left = triggered?;
         written?;
         self.written.clone_from(&self.records);
         let Some(record) = self.records.iter_mut().find(|record| record.id == order.id) else {
-            return Ok(());
+            return Ok(left);
         };
         if record.triggered.is_none() {
             record.triggered = Some(Timestamp::now());
@@ -200,22 +240,24 @@ impl Cluster<'_> {
             self.metrics.triggered(order.source, after);
             tracing::warn!(notice = order.id, pods = left, after_ms = after.as_millis() as u64, "triggered");
         }
-        let Some(endpoint) = self.settings.acknowledge.as_ref().filter(|_| left == 0 && order.leave()) else {
-            return Ok(());
-        };
-        if let (Some(event), None) = (&record.event, record.acknowledged) {
-            match sources::acknowledge(endpoint, event).await {
-                Ok(()) => {
-                    record.acknowledged = Some(Timestamp::now());
-                    self.metrics.did(Action::Acknowledge);
-                }
-                Err(error) => {
-                    self.metrics.failed("metadata", error.word());
-                    tracing::warn!(%error, event, "the event cannot be acknowledged; it is tried again");
-                }
+        Ok(left)
+    }
+
+    /// Tells the cloud that it need not wait, if it is to be told and waits.
+    async fn acknowledge(&mut self, order: &Order) {
+        let record = self.records.iter_mut().find(|record| record.id == order.id && order.leave());
+        let Some(record) = record.filter(|record| record.acknowledged.is_none()) else { return };
+        let (Some(endpoint), Some(event)) = (&self.settings.acknowledge, &record.event) else { return };
+        match sources::acknowledge(endpoint, event).await {
+            Ok(()) => {
+                record.acknowledged = Some(Timestamp::now());
+                self.metrics.did(Action::Acknowledge);
+            }
+            Err(error) => {
+                self.metrics.failed("metadata", error.word());
+                tracing::warn!(%error, event, "the event cannot be acknowledged; it is tried again");
             }
         }
-        Ok(())
     }
 
     /// Removes what is left of notices that were withdrawn. Whether nothing is.

@@ -1,10 +1,12 @@
 //! The migratable pods of this node, and their trigger.
 //!
-//! A trigger is a set of annotations. One that is there already is left alone, so that looking again costs one list. Pods are
+//! A trigger is a set of annotations. One that is there already is left alone, so that looking again costs one list; so is a pod
+//! whose trigger was there and is not any more, because the operator has taken it up, or a person has removed it. Pods are
 //! changed only as the object that was read: one that was replaced meanwhile is seen by the next look.
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, ResourceExt,
@@ -34,6 +36,9 @@ const MONITOR: &str = "monitor";
 /// How many pods are changed at once.
 const AT_ONCE: usize = 32;
 
+/// Which notice, and with which deadline, pods were triggered for, by their uid.
+pub(super) type Told = BTreeMap<String, (String, Option<Timestamp>)>;
+
 /// The pods of a node.
 pub(super) struct Pods<'a> {
     client: &'a Client,
@@ -46,49 +51,63 @@ impl<'a> Pods<'a> {
     }
 
     /// Triggers every pod that is not triggered for this yet. Says how many migratable pods there are.
-    pub async fn trigger(&self, order: &Order, metrics: &Arc<Metrics>) -> Result<usize, ClusterError> {
+    pub async fn trigger(
+        &self,
+        order: &Order,
+        told: &mut Told,
+        metrics: &Arc<Metrics>,
+    ) -> Result<usize, ClusterError> {
         let pods = self.live().await?;
         let how_many = pods.len();
-        let changes = pods.into_iter().filter_map(|pod| Some((wanted(&pod, order)?, pod)));
+        let this = (order.id.clone(), order.deadline);
+        let uid = |pod: &Pod| pod.uid().unwrap_or_default();
+        told.retain(|known, _| pods.iter().any(|pod| uid(pod) == *known));
+        let mut changes = Vec::new();
+        for pod in pods {
+            match wanted(&pod, order) {
+                _ if told.get(&uid(&pod)) == Some(&this) => {}
+                Some(annotations) => changes.push((annotations, pod)),
+                None => drop(told.insert(uid(&pod), this.clone())),
+            }
+        }
         let message = format!("{} [{}]", order.reason, order.id);
         let reason = if order.leave() { "InterruptionNotice" } else { "InterruptionLikely" };
-        let changed = self.change(changes.collect(), Action::Trigger, metrics).await;
+        let (changed, failure) = self.change(changes, Action::Trigger, metrics).await;
+        told.extend(changed.iter().map(|pod| (uid(pod), this.clone())));
         // The node is not marked any later because of events.
         let (client, id, metrics) = (self.client.clone(), order.id.clone(), Arc::clone(metrics));
-        let pods = changed?;
         tokio::spawn(async move {
-            for pod in pods {
+            for pod in changed {
                 let told = events::of_pod(&client, &pod, &id, reason, &message).await;
                 events::best_effort(told, &metrics);
             }
         });
-        Ok(how_many)
+        failure.map_or(Ok(how_many), Err)
     }
 
-    /// Takes back triggers for notices that were withdrawn, unless their pod moves already. Says how many do. With `order`,
-    /// pods that are triggered for something else by now count as released.
+    /// Takes back triggers for notices that were withdrawn, unless their pod moves already; those of `order` stay. Says how many
+    /// pods move, whether their trigger is still there or was taken up.
     pub async fn release(
         &self,
         ids: &[String],
         order: Option<&Order>,
         metrics: &Metrics,
     ) -> Result<usize, ClusterError> {
-        let mut pods = self.live().await?;
-        pods.retain(|pod| {
-            let notice = pod.annotations().get(NOTICE);
-            notice.is_some_and(|id| ids.contains(id) && order.is_none_or(|order| order.id != *id))
-        });
         let moving = Moving::new(self.client);
         let (mut released, mut how_many) = (Vec::new(), 0);
-        for pod in pods {
+        for pod in self.live().await? {
+            let notice = pod.annotations().get(NOTICE);
+            if notice.is_some_and(|id| order.is_some_and(|order| order.id == *id)) {
+                continue;
+            }
             if moving.moves(&pod).await? {
                 how_many += 1;
-            } else {
+            } else if notice.is_some_and(|id| ids.contains(id)) {
                 released.push((unwanted(&pod), pod));
             }
         }
-        self.change(released, Action::Untrigger, metrics).await?;
-        Ok(how_many)
+        let (_, failure) = self.change(released, Action::Untrigger, metrics).await;
+        failure.map_or(Ok(how_many), Err)
     }
 
     /// All migratable pods here that are not over and not being deleted.
@@ -102,14 +121,14 @@ impl<'a> Pods<'a> {
         Ok(pods)
     }
 
-    /// Changes pods, and gives those that were. One that cannot be changed hinders no other; what is gone or was replaced is
-    /// no failure.
+    /// Changes pods, and gives those that were, and why another was not. One that cannot be changed hinders no other; what is gone
+    /// or was replaced is no failure.
     async fn change(
         &self,
         changes: Vec<(Value, Pod)>,
         action: Action,
         metrics: &Metrics,
-    ) -> Result<Vec<Pod>, ClusterError> {
+    ) -> (Vec<Pod>, Option<ClusterError>) {
         let (mut changed, mut failure) = (Vec::new(), None);
         let mut running = JoinSet::new();
         let mut changes = changes.into_iter();
@@ -137,7 +156,7 @@ impl<'a> Pods<'a> {
                 Some(Err(_)) => {}
             }
         }
-        failure.map_or(Ok(changed), Err)
+        (changed, failure)
     }
 }
 

@@ -15,7 +15,7 @@ mod error;
 mod gcp;
 mod pace;
 
-use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::pending, panic::resume_unwind, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, task::JoinSet};
 
@@ -67,7 +67,14 @@ pub async fn run(settings: Settings, board: Board, found: watch::Sender<Option<C
             tasks.spawn(azure::follow(endpoint, machine, interval, board));
         }
     }
-    // None of them ends; dropping this ends all.
-    let _tasks = tasks;
+    // None of them ends by itself; dropping this ends all.
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended
+            && error.is_panic()
+        {
+            // Better started again than deaf to one source.
+            resume_unwind(error.into_panic());
+        }
+    }
     pending().await
 }

@@ -73,16 +73,22 @@ pub(super) async fn ask(agent: PathBuf, dump: Dump, key: Key, told: mpsc::Unboun
         let _ = told.send((key.clone(), asked));
     };
     let (notice, application) = &key;
-    let mut attempt = 0;
+    let (mut attempt, mut failures) = (0, 0);
     let mut pause = FIRST_PAUSE;
     loop {
         let id = operation(notice, application, attempt);
         match once(&agent, dump, &id, application, &tell).await {
             Ok(checkpoint) => return tell(Asked::Ended(Outcome::Checkpoint(checkpoint))),
+            Err(Failure::NoProcess(message)) => tell(Asked::Failed("no-process", message)),
             Err(Failure::NoAnswer(message)) => tell(Asked::Failed("unreachable", message)),
+            Err(Failure::Busy(message)) => {
+                attempt += 1;
+                tell(Asked::Failed("busy", message));
+            }
             Err(Failure::Refused(message)) => {
                 attempt += 1;
-                if attempt == ATTEMPTS {
+                failures += 1;
+                if failures == ATTEMPTS {
                     return tell(Asked::Ended(Outcome::GivenUp(message)));
                 }
                 tell(Asked::Failed("refused", message));
@@ -108,8 +114,12 @@ pub(super) async fn cancel(agent: PathBuf, operation: String) {
 }
 
 enum Failure {
+    /// The pid is not known; it may be written down at any moment.
+    NoProcess(String),
     /// It may have been begun or not: the same again.
     NoAnswer(String),
+    /// Something else is done to the application, as when a periodic checkpoint of it is under way.
+    Busy(String),
     /// It was not, or has failed.
     Refused(String),
 }
@@ -124,9 +134,10 @@ async fn once(
     let (pid, launcher) = match &application.target {
         Target::Pid(pid) => (*pid, String::new()),
         Target::Launcher(directory) => (0, directory.display().to_string()),
-        // It may be written at any moment.
         Target::PidFile(file) => {
-            (pid_in(file).map_err(|error| Failure::NoAnswer(error.to_string()))?, String::new())
+            let pid =
+                pid_in(file).map_err(|error| Failure::NoProcess(format!("{}: {error}", file.display())))?;
+            (pid, String::new())
         }
     };
     let mut client = connect(agent.to_owned()).await.map_err(Failure::NoAnswer)?;
@@ -216,12 +227,12 @@ fn failure(status: &Status) -> Failure {
 }
 
 fn refused(detail: &ErrorDetail) -> Failure {
-    let more: Vec<&str> = [&detail.message, &detail.left, &detail.hint]
-        .into_iter()
-        .map(String::as_str)
-        .filter(|text| !text.is_empty())
-        .collect();
-    Failure::Refused(more.join("; "))
+    let said = [&detail.message, &detail.left, &detail.hint];
+    let said: Vec<&str> = said.into_iter().map(String::as_str).filter(|text| !text.is_empty()).collect();
+    match detail.reason() {
+        Reason::Busy => Failure::Busy(said.join("; ")),
+        _ => Failure::Refused(said.join("; ")),
+    }
 }
 
 /// What the agent says about an error, if it is the agent that says so.

@@ -12,7 +12,7 @@ mod ask;
 mod registration;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     convert::Infallible,
     path::PathBuf,
     time::{Duration, Instant},
@@ -148,7 +148,7 @@ impl Standalone<'_> {
         };
         for application in self.applications() {
             let key = (order.id.clone(), application);
-            if self.works.contains_key(&key) || self.has_left(&key.1) {
+            if self.works.contains_key(&key) || self.is_covered(&key.1, dump) {
                 continue;
             }
             let operation = ask::operation(&key.0, &key.1, 0);
@@ -159,17 +159,14 @@ impl Standalone<'_> {
         }
     }
 
-    /// Whether an application was ended because of a notice that still stands: there is nothing to take a checkpoint of.
-    fn has_left(&self, application: &Application) -> bool {
-        let standing: BTreeSet<&str> = self
-            .records
-            .iter()
-            .filter(|record| record.withdrawn.is_none())
-            .map(|record| record.id.as_str())
-            .collect();
-        let mut of_it = self.works.iter().filter(|((_, other), _)| other == application);
-        of_it.any(|((id, _), work)| {
-            standing.contains(id.as_str()) && work.dump == Dump::Final && work.outcome == Some(true)
+    /// Whether what is to be done is done already, or under way, because of another notice that still stands: there is no
+    /// second final dump, and no checkpoint next to another one or after the end.
+    fn is_covered(&self, application: &Application, dump: Dump) -> bool {
+        let stands = |id: &str| self.records.iter().any(|one| one.id == id && one.withdrawn.is_none());
+        let mut works = self.works.iter().filter(|((id, other), _)| other == application && stands(id));
+        works.any(|(_, work)| match work.dump {
+            Dump::Final => work.outcome != Some(false),
+            Dump::PreCheckpoint => dump == Dump::PreCheckpoint && work.outcome.is_none(),
         })
     }
 
@@ -222,9 +219,10 @@ impl Standalone<'_> {
 
     /// Notes that everything was begun, and tells the cloud when everything is done.
     async fn conclude(&mut self, order: &Order, view: &View) {
-        let works = || self.works.iter().filter(|((id, _), _)| *id == order.id).map(|(_, work)| work);
-        let (accepted, done) =
-            (works().all(|work| work.accepted), works().all(|work| work.outcome == Some(true)));
+        let mut works = self.works.iter().filter(|((id, _), _)| *id == order.id).map(|(_, work)| work);
+        let accepted = works.all(|work| work.accepted);
+        // Whatever it was begun for.
+        let done = self.works.values().all(|work| work.outcome == Some(true));
         let Some(record) = self.records.iter_mut().find(|record| record.id == order.id) else { return };
         if accepted && record.triggered.is_none() {
             record.triggered = Some(Timestamp::now());
@@ -251,12 +249,19 @@ impl Standalone<'_> {
     /// Nothing is announced any more: what is under way need not be.
     fn give_up(&mut self) {
         for ((_, application), work) in std::mem::take(&mut self.works) {
-            if work.outcome.is_some() {
-                continue;
+            let app = application.app;
+            match work.outcome {
+                None => {
+                    work.task.abort();
+                    tracing::warn!(app, operation = work.operation, "withdrawn: cancelling");
+                    tokio::spawn(ask::cancel(self.settings.agent.clone(), work.operation));
+                }
+                Some(true) if work.dump == Dump::Final => {
+                    let hint = "`migration-agent restore` brings it back";
+                    tracing::warn!(app, hint, "withdrawn after this application had been ended");
+                }
+                Some(_) => {}
             }
-            work.task.abort();
-            tracing::warn!(app = application.app, operation = work.operation, "withdrawn: cancelling");
-            tokio::spawn(ask::cancel(self.settings.agent.clone(), work.operation));
         }
     }
 }

@@ -143,7 +143,7 @@ fn read_one(path: &Path) -> Result<Application, InvalidApplication> {
 pub(super) fn pid_in(file: &Path) -> io::Result<u32> {
     let text = fs::read_to_string(file)?;
     let pid = text.trim_ascii().parse().ok().filter(|pid| *pid > 1);
-    pid.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{} holds no pid", file.display())))
+    pid.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "holds no pid"))
 }
 
 #[cfg(test)]

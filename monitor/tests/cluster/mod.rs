@@ -1,5 +1,7 @@
 //! A node with pods in a real API server, a cloud, and monitors that can be killed.
 
+mod network;
+
 use std::{
     ops::Deref,
     process::{Child, Command, Stdio},
@@ -15,6 +17,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
 };
 use migration_kube::{Cluster, Options};
 use migration_monitor::{
@@ -23,6 +26,7 @@ use migration_monitor::{
     kubernetes::{self, Settings},
     policy::{Policy, Rebalance},
 };
+use network::Network;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -87,6 +91,10 @@ pub fn annotation(pod: &Pod, name: &str) -> Option<String> {
     pod.annotations().get(&format!("migration.io/{name}")).cloned()
 }
 
+fn resource() -> ApiResource {
+    ApiResource::from_gvk(&GroupVersionKind::gvk("migration.io", "v1alpha1", "MigratableApp"))
+}
+
 impl World {
     /// In the cluster that all tests share.
     pub async fn new(cloud: Cloud) -> Self {
@@ -136,6 +144,10 @@ impl World {
     }
 
     pub async fn pod(&self, name: &str, node: &str, labels: &[(&str, &str)]) {
+        self.pod_in(&self.namespace, name, node, labels).await;
+    }
+
+    pub async fn pod_in(&self, namespace: &str, name: &str, node: &str, labels: &[(&str, &str)]) {
         let labels: serde_json::Map<String, Value> =
             labels.iter().map(|(name, value)| (name.to_string(), json!(value))).collect();
         let pod = json!({
@@ -144,7 +156,8 @@ impl World {
             "metadata": {"name": name, "labels": labels},
             "spec": {"nodeName": node, "containers": [{"name": "main", "image": "none"}]},
         });
-        self.pods().create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
     }
 
     pub async fn delete(&self, name: &str) {
@@ -188,11 +201,19 @@ impl World {
         }))
         .unwrap();
         self.cluster.install(&definition).await.unwrap();
-        let resource =
-            ApiResource::from_gvk(&GroupVersionKind::gvk("migration.io", "v1alpha1", "MigratableApp"));
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &self.namespace, &resource);
+        let resource = resource();
         let app = DynamicObject::new(name, &resource).data(json!({"status": {"phase": phase}}));
-        api.create(&PostParams::default(), &app).await.unwrap();
+        self.applications().create(&PostParams::default(), &app).await.unwrap();
+    }
+
+    fn applications(&self) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), &self.namespace, &resource())
+    }
+
+    /// Puts an application into another phase.
+    pub async fn phase(&self, name: &str, phase: &str) {
+        let patch = Patch::Merge(json!({"status": {"phase": phase}}));
+        self.applications().patch(name, &PatchParams::default(), &patch).await.unwrap();
     }
 
     /// Announces that the machine is taken away in two minutes.
@@ -219,7 +240,18 @@ impl World {
         let mut command = Command::new(env!("CARGO_BIN_EXE_migration-monitor"));
         command.args(["kubernetes", "--node-name", &self.node, "--metadata", &self.watched.server.url()]);
         command.args(["--cloud", "aws", "--interval-ms", "200"]).args(more).stdin(Stdio::null());
+        command.stderr(Stdio::null());
         Program(command.env("KUBECONFIG", self.cluster.kubeconfig()).spawn().unwrap())
+    }
+
+    /// A client that may do everything, and the network between it and the API server.
+    pub async fn through_a_network(&self) -> (Network, Client) {
+        let kubeconfig = Kubeconfig::read_from(self.cluster.kubeconfig()).unwrap();
+        let mut config =
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+        let network = Network::to(config.cluster_url.authority().unwrap().as_str()).await;
+        config.cluster_url = format!("https://{}", network.address).parse().unwrap();
+        (network, Client::try_from(config).unwrap())
     }
 
     /// A client with the rights of `monitor/deploy/rbac.yaml`.
@@ -231,6 +263,30 @@ impl World {
         let applied = self.cluster.kubectl(&["apply", "--validate=false", "-f", file]).unwrap();
         assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
         self.cluster.service_account("migration-system", "migration-monitor").await.unwrap()
+    }
+
+    /// A client with less than those rights: pods of other namespaces can be seen only.
+    pub async fn as_somebody_who_may_change_pods_here_only(&self) -> Client {
+        let (here, name) = (self.namespace.as_str(), format!("{}-limited", self.namespace));
+        let who = format!("--serviceaccount={here}:limited");
+        for arguments in [
+            &["create", "clusterrole", &name, "--verb=get,list,patch", "--resource=nodes,nodes/status"][..],
+            &["create", "clusterrolebinding", &name, &format!("--clusterrole={name}"), &who],
+            &["create", "clusterrole", &format!("{name}-sees"), "--verb=list", "--resource=pods"],
+            &[
+                "create",
+                "clusterrolebinding",
+                &format!("{name}-sees"),
+                &format!("--clusterrole={name}-sees"),
+                &who,
+            ],
+            &["create", "role", "changes", "-n", here, "--verb=patch", "--resource=pods"],
+            &["create", "rolebinding", "changes", "-n", here, "--role=changes", &who],
+        ] {
+            let made = self.cluster.kubectl(arguments).unwrap();
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        }
+        self.cluster.service_account(here, "limited").await.unwrap()
     }
 
     /// Waits until these pods are triggered.

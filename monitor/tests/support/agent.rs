@@ -1,6 +1,8 @@
 //! An agent that takes no checkpoints, but keeps the rules of those that do: an id is used once, what is asked again is joined
 //! or answered as before, and what is detached outlives its caller and the agent.
 
+#![allow(dead_code, reason = "every test file uses its own part of it")]
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -29,6 +31,8 @@ pub struct Script {
     pub takes: Duration,
     /// How many of the first operations fail.
     pub failures: u32,
+    /// How many of the first calls come while something else is done.
+    pub busy: u32,
 }
 
 /// What was asked for.
@@ -151,6 +155,12 @@ impl Api {
         assert!(detach, "what is asked for has to outlive a monitor that is killed");
         assert!((8..=64).contains(&call.operation.len()), "{}", call.operation);
         let mut journal = self.0.lock().unwrap();
+        if let Some(script) = journal.scripts.get_mut(&call.app)
+            && script.busy > 0
+        {
+            script.busy -= 1;
+            return Err(refused(ErrorDetail { reason: Reason::Busy.into(), ..ErrorDetail::default() }));
+        }
         if !journal.entries.contains_key(&call.operation) {
             let script = journal.scripts.get(&call.app).copied().unwrap_or_default();
             let before = journal.begun.iter().filter(|other| other.app == call.app).count();

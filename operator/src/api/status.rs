@@ -62,7 +62,7 @@ pub enum Phase {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CheckpointStatus {
-    /// Its id.
+    /// The checkpoint's id, as the command line knows it.
     #[serde(default, rename = "lastCheckpointID", skip_serializing_if = "Option::is_none")]
     pub last_checkpoint_id: Option<String>,
     /// When it was committed.

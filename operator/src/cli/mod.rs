@@ -1,5 +1,6 @@
 //! The `migration-operator` command line.
 
+mod manifests;
 mod run;
 
 use std::{io::Write, process::ExitCode};
@@ -7,7 +8,9 @@ use std::{io::Write, process::ExitCode};
 use clap::{Parser, Subcommand};
 use migration_operator::api::definition;
 
-use self::run::Run;
+use serde::Serialize;
+
+use self::{manifests::Manifests, run::Run};
 
 /// Moves applications between Kubernetes nodes before their node disappears.
 #[derive(Debug, Parser)]
@@ -30,6 +33,8 @@ struct Cli {
 enum Command {
     /// Print the CustomResourceDefinition of MigratableApp as YAML, for `kubectl apply -f -`
     Crd,
+    /// Print what runs the operator in a cluster as YAML: roles, the Deployment, the webhook
+    Manifests(Manifests),
     /// Work until a signal says to end
     Run(Run),
 }
@@ -37,25 +42,39 @@ enum Command {
 /// Runs what was typed.
 pub fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Crd => print_crd(),
+        Command::Crd => match definition() {
+            Ok(definition) => print(&[definition]),
+            Err(error) => {
+                eprintln!("error: the definition cannot be represented: {error}");
+                ExitCode::FAILURE
+            }
+        },
+        Command::Manifests(typed) => print(&manifests::documents(typed)),
         Command::Run(typed) => run::run(&typed),
     }
 }
 
-fn print_crd() -> ExitCode {
-    let definition = definition().map_err(|error| error.to_string());
-    let yaml = match definition.and_then(|it| serde_saphyr::to_string(&it).map_err(|error| error.to_string()))
-    {
-        Ok(yaml) => yaml,
-        Err(error) => {
-            eprintln!("error: the definition cannot be written as YAML: {error}");
-            return ExitCode::FAILURE;
+/// Prints YAML documents.
+fn print<T: Serialize>(documents: &[T]) -> ExitCode {
+    let mut text = String::new();
+    for document in documents {
+        match serde_saphyr::to_string(document) {
+            Ok(yaml) => {
+                if !text.is_empty() {
+                    text.push_str("---\n");
+                }
+                text.push_str(&yaml);
+            }
+            Err(error) => {
+                eprintln!("error: cannot write YAML: {error}");
+                return ExitCode::FAILURE;
+            }
         }
-    };
-    match std::io::stdout().lock().write_all(yaml.as_bytes()) {
+    }
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: cannot write the definition: {error}");
+            eprintln!("error: cannot print: {error}");
             ExitCode::FAILURE
         }
     }

@@ -19,11 +19,14 @@ use migration_operator::{
     context::{Context, Settings},
     controller,
     leader::Candidate,
+    manifests::NAME,
     migration::Limits,
     pods::AgentSettings,
     server::{self, Health},
+    webhook::{self, Serving},
 };
 use tokio::{
+    net::TcpListener,
     runtime,
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -63,6 +66,9 @@ pub struct Run {
     /// Serve /livez, /readyz and /metrics here
     #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:8080")]
     health: String,
+    /// Serve the webhook that makes pods migratable here, over HTTPS; not at all when absent
+    #[arg(long, value_name = "HOST:PORT")]
+    webhook: Option<String>,
     /// Work without holding the Lease: only if no other operator runs
     #[arg(long)]
     no_leader_election: bool,
@@ -135,6 +141,10 @@ async fn work(typed: &Run) -> Result<(), String> {
     let agents = Arc::new(Mtls::new(PORT));
     let health = Health::default();
     let leading = Arc::new(AtomicBool::new(typed.no_leader_election));
+    let webhook = match &typed.webhook {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
     let (stop, stopped) = watch::channel(false);
 
     let serving = {
@@ -155,6 +165,7 @@ async fn work(typed: &Run) -> Result<(), String> {
             (client.clone(), agents.clone(), leading.clone(), health.clone());
         let certified = agents.clone();
         let for_certificates = (client.clone(), namespace.clone());
+        let webhook = webhook.clone();
         tokio::spawn(controller::run(
             client,
             agents,
@@ -162,13 +173,13 @@ async fn work(typed: &Run) -> Result<(), String> {
             leading,
             move |context| {
                 let (client, namespace) = for_certificates;
-                tokio::spawn(renew_certificates(
-                    client,
-                    namespace,
-                    context.clone(),
-                    certified,
-                    health.ready.clone(),
-                ));
+                if let Some(webhook) = &webhook {
+                    let _ = webhook.context.set(context.clone());
+                    let context = context.clone();
+                    tokio::spawn(async move { webhook::keep(&context).await });
+                }
+                let ready = health.ready.clone();
+                tokio::spawn(renew_certificates(client, namespace, context.clone(), certified, webhook, ready));
                 let _ = health.context.set(context);
             },
             stopping,
@@ -208,6 +219,16 @@ async fn work(typed: &Run) -> Result<(), String> {
     Ok(())
 }
 
+/// Takes the webhook's address and answers there from now on.
+async fn listen(address: &str) -> Result<Serving, String> {
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.map_err(|error| format!("the webhook cannot listen at {address}: {error}"))?;
+    let serving = Serving::default();
+    let served = serving.clone();
+    tokio::spawn(webhook::serve(listener, served));
+    Ok(serving)
+}
+
 /// Which signal has come to end it.
 async fn ended() -> Result<&'static str, String> {
     let listen = |kind| signal(kind).map_err(|error| format!("signals cannot be heard: {error}"));
@@ -224,10 +245,11 @@ async fn renew_certificates(
     namespace: String,
     context: Arc<Context>,
     agents: Arc<Mtls>,
+    webhook: Option<Serving>,
     ready: Arc<AtomicBool>,
 ) {
     loop {
-        let pause = match renewed(&client, &namespace, &context, &agents).await {
+        let pause = match renewed(&client, &namespace, &context, &agents, webhook.as_ref()).await {
             Ok(()) => {
                 ready.store(true, Ordering::SeqCst);
                 OWN_CERTIFICATE / 4
@@ -241,12 +263,27 @@ async fn renew_certificates(
     }
 }
 
-async fn renewed(client: &Client, namespace: &str, context: &Context, agents: &Mtls) -> Result<(), String> {
+async fn renewed(
+    client: &Client,
+    namespace: &str,
+    context: &Context,
+    agents: &Mtls,
+    webhook: Option<&Serving>,
+) -> Result<(), String> {
     let now = SystemTime::now();
     let authorities = certificates::renew(client, namespace, now).await.map_err(|error| error.to_string())?;
     let own =
         authorities.issue(&Identity::Operator, OWN_CERTIFICATE, now).map_err(|error| error.to_string())?;
     agents.use_certificate(&own, &authorities.bundle()).map_err(|error| error.to_string())?;
+    if let Some(webhook) = webhook {
+        let names = vec![format!("{NAME}.{namespace}.svc"), format!("{NAME}.{namespace}.svc.cluster.local")];
+        let server = authorities.issue(&Identity::Server { names }, OWN_CERTIFICATE, now);
+        webhook.use_certificate(&server.map_err(|error| error.to_string())?)?;
+        // Applications move without it.
+        if let Err(error) = webhook::announce(client, &authorities.bundle()).await {
+            tracing::warn!(%error, "the API server could not be told whom to trust as the webhook");
+        }
+    }
     *context.authorities.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorities);
     Ok(())
 }

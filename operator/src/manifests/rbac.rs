@@ -40,7 +40,7 @@ pub const CLUSTER: &[Rule] = &[
         group: "migration.io",
         resource: "migratableapps/status",
         names: &[],
-        verbs: &["get", "patch"],
+        verbs: &["patch"],
         why: "the reports, and the state of a migration",
     },
     Rule {
@@ -50,8 +50,20 @@ pub const CLUSTER: &[Rule] = &[
         verbs: &["update"],
         why: "pods and Secrets are owned by their application",
     },
-    Rule { group: "", resource: "pods", names: &[], verbs: &["get", "list", "watch"], why: "where applications run, and triggers" },
-    Rule { group: "", resource: "nodes", names: &[], verbs: &["get", "list", "watch"], why: "where they can go" },
+    Rule {
+        group: "",
+        resource: "pods",
+        names: &[],
+        verbs: &["get", "list", "watch"],
+        why: "where applications run, and triggers",
+    },
+    Rule {
+        group: "",
+        resource: "nodes",
+        names: &[],
+        verbs: &["get", "list", "watch"],
+        why: "where they can go",
+    },
     Rule {
         group: "events.k8s.io",
         resource: "events",
@@ -70,20 +82,19 @@ pub const CLUSTER: &[Rule] = &[
 
 /// What holds in the namespaces that were allowed.
 pub const NAMESPACE: &[Rule] = &[
-    Rule { group: "", resource: "pods", names: &[], verbs: &["create", "delete", "patch"], why: "applications' pods" },
+    Rule {
+        group: "",
+        resource: "pods",
+        names: &[],
+        verbs: &["create", "delete", "patch"],
+        why: "applications' pods; patch takes back what was asked for by annotation",
+    },
     Rule {
         group: "",
         resource: "secrets",
         names: &[],
-        verbs: &["get", "create", "patch", "delete"],
-        why: "the store's credentials and agents' certificates, which pods mount",
-    },
-    Rule {
-        group: "networking.k8s.io",
-        resource: "networkpolicies",
-        names: &[],
-        verbs: &["get", "create", "patch", "delete"],
-        why: "only the operator and other agents reach an agent",
+        verbs: &["create", "patch"],
+        why: "the store's credentials and agents' certificates, which pods mount; they go with what owns them",
     },
 ];
 
@@ -121,7 +132,7 @@ pub const SYSTEM: &[Rule] = &[
         group: "coordination.k8s.io",
         resource: "leases",
         names: &["migration-operator"],
-        verbs: &["get", "patch", "update"],
+        verbs: &["get", "update"],
         why: "one operator at a time works",
     },
 ];

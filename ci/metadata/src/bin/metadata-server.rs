@@ -10,19 +10,20 @@ use migration_metadata::{Cloud, MetadataServer};
 #[command(
     version,
     after_help = "Examples:
-  metadata-server --listen 127.0.0.1:1338 --cloud aws &
-  migration-monitor standalone --metadata http://127.0.0.1:1338 --app cache=launcher:/run/migration &
+  metadata-server --cloud aws &
+  migration-monitor standalone --metadata http://127.0.0.1:1338 --app cache=4711 &
 
-  curl -X POST 'http://127.0.0.1:1338/control/aws/spot?action=terminate&in=120'     the machine goes in two minutes
-  curl -X DELETE 'http://127.0.0.1:1338/control/aws/spot'                           it does not, after all
+  curl -X POST 'http://127.0.0.1:1338/control/aws/spot?action=terminate&in=120'
+  curl -X DELETE 'http://127.0.0.1:1338/control/aws/spot'
   curl -X POST 'http://127.0.0.1:1338/control/aws/rebalance'
   curl -X POST 'http://127.0.0.1:1338/control/aws/maintenance?code=system-reboot&in=600'
   curl -X POST 'http://127.0.0.1:1338/control/gcp/preempted'
   curl -X POST 'http://127.0.0.1:1338/control/azure/event?type=Preempt&in=30'
-  curl -X POST 'http://127.0.0.1:1338/control/fault?kind=unauthorized&for=20'       every answer is 401 for a while
-  curl 'http://127.0.0.1:1338/control/requests'                                     what was asked, and how often
+  curl -X POST 'http://127.0.0.1:1338/control/fault?kind=unauthorized&for=20'
+  curl 'http://127.0.0.1:1338/control/requests'
 
-Faults: down, slow (&ms=3000), garbage, unauthorized, unavailable, drop, silent."
+POST announces, DELETE withdraws. Faults last for so many seconds: down, slow (&ms=3000),
+garbage, unauthorized, unavailable, drop, silent."
 )]
 struct Options {
     /// Where to serve; anybody who can reach it may say what it announces
