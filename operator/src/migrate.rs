@@ -152,30 +152,41 @@ async fn tell(ctx: &Context, app: &MigratableApp, next: &Migration, failed: bool
     ctx.event(app, type_, reason, &note).await;
 }
 
-/// Writes a status down as a whole, over the version that `app` is.
+/// Writes a status down as a whole, over the one that `app` has. Whoever writes something else at the same time is not in
+/// the way.
 ///
 /// # Errors
-/// When somebody else has written meanwhile, or the API server does not answer.
+/// When somebody else has written a status meanwhile, or the API server does not answer.
 pub async fn persist(
     ctx: &Context,
     app: &MigratableApp,
     status: MigratableAppStatus,
 ) -> Result<MigratableApp, Error> {
-    ctx.must_lead()?;
-    let patch = json!({
-        "apiVersion": "migration.io/v1alpha1",
-        "kind": "MigratableApp",
-        "metadata": {
-            "name": app.name_any(),
-            "resourceVersion": app.metadata.resource_version,
-        },
-        "status": status,
-    });
+    // With somebody who writes all the time, one of so many is between two of theirs.
+    const TRIES: u32 = 20;
     let apps = ctx.apps(&app.namespace().unwrap_or_default());
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    apps.patch_status(&app.name_any(), &params, &Patch::Apply(&patch))
-        .await
-        .map_err(Error::kube("write the status"))
+    let mut version = app.metadata.resource_version.clone();
+    for _ in 1..TRIES {
+        ctx.must_lead()?;
+        let patch = json!({
+            "apiVersion": "migration.io/v1alpha1",
+            "kind": "MigratableApp",
+            "metadata": {"name": app.name_any(), "resourceVersion": version},
+            "status": status,
+        });
+        match apps.patch_status(&app.name_any(), &params, &Patch::Apply(&patch)).await {
+            Err(error) if is(&error, 409) => {
+                let now = fresh(ctx, app).await?;
+                if now.status != app.status || now.metadata.uid != app.metadata.uid {
+                    return Err(Error::kube("write the status")(error));
+                }
+                version = now.metadata.resource_version;
+            }
+            result => return result.map_err(Error::kube("write the status")),
+        }
+    }
+    Err(Error::TooLong)
 }
 
 /// A trigger on the pod that is being left says nothing new, except that there is less time than was known.

@@ -409,3 +409,21 @@ async fn a_hundred_applications_move_at_once_within_one_deadline() {
     assert_eq!(world.violations, Vec::<String>::new());
     assert!(world.apps.values().all(|app| app.runs.len() == 1 && app.dumps == 1 && app.restores == 1));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_stays_as_long_as_somebody_wants_to_look_at_it() {
+    let scene = Scene::new("preserved").await;
+    let _operator = scene.operator();
+    scene.create("app", json!({})).await;
+    let source = scene.until_running("app").await.current_pod_name.unwrap();
+    scene.annotate_app("app", json!({"migration.io/debug-preserve-source-pod": "true"})).await;
+    scene.trigger("app").await;
+    let after = scene.until_over("app", 1).await;
+    assert_eq!(after.migration.as_ref().unwrap().stage, Stage::Succeeded, "{}", pretty(&after));
+    sleep(Duration::from_secs(2)).await;
+    let kept = scene.pods().get(&source).await.unwrap();
+    assert!(kept.metadata.deletion_timestamp.is_none());
+    assert_eq!(scene.world.app(&scene.full_name("app")).runs.len(), 1);
+    scene.annotate_app("app", json!({"migration.io/debug-preserve-source-pod": null})).await;
+    scene.assert_runs_once("app").await;
+}
