@@ -4,9 +4,11 @@ use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{
     ResourceExt,
     api::{DeleteParams, PostParams, Preconditions},
+    runtime::events::EventType,
 };
 use migration_proto::agent::{
-    Command, FileRules, FinalDumpRequest, Hook, OperationKind, OperationState, Reason, RestoreRequest, Source, hook::Call,
+    Command, FileRules, FinalDumpRequest, Hook, OperationKind, OperationState, Reason, RestoreRequest,
+    Source, hook::Call,
 };
 
 use crate::{
@@ -17,7 +19,7 @@ use crate::{
     },
     context::Context,
     error::{Error, is},
-    migration::{Effect, Failure, since},
+    migration::{Effect, Failure, FailureKind, since},
     observe::{self, Look},
     pods::{Plan, ROLE_ANNOTATION, RUN_PATH, Role, Unsupported, build},
     secrets::{self, Missing},
@@ -28,7 +30,7 @@ use crate::{
 pub enum Outcome {
     /// It is done, or will be.
     Done,
-    /// It cannot be done, for a reason that trying again does not remove. The operation does not exist.
+    /// It cannot be done, for a reason that trying again at once does not remove. The operation, or the pod, does not exist.
     Refused(Failure),
 }
 
@@ -45,7 +47,12 @@ pub enum NotMade {
 ///
 /// # Errors
 /// When the API server or an agent does not answer; it is not known then whether it was done.
-pub async fn act(ctx: &Context, app: &MigratableApp, written: &Migration, effect: Effect) -> Result<Outcome, Error> {
+pub async fn act(
+    ctx: &Context,
+    app: &MigratableApp,
+    written: &Migration,
+    effect: Effect,
+) -> Result<Outcome, Error> {
     ctx.must_lead()?;
     tracing::info!(app = ctx.full_name(app), migration = written.id, ?effect, "acts");
     match effect {
@@ -67,8 +74,14 @@ async fn create_target(ctx: &Context, app: &MigratableApp, written: &Migration) 
         Ok(()) => Ok(Outcome::Done),
         Err(NotMade::Error(error)) => Err(error),
         Err(NotMade::Because(reason, message)) => {
-            tracing::warn!(app = ctx.full_name(app), reason, message, "the target's pod cannot be made");
-            Ok(Outcome::Done)
+            ctx.event(
+                app,
+                EventType::Warning,
+                reason,
+                &format!("the target's pod cannot be made: {message}"),
+            )
+            .await;
+            Ok(Outcome::Refused(Failure { kind: FailureKind::Passing, message, checkpoint: None }))
         }
     }
 }
@@ -129,7 +142,10 @@ pub async fn delete_pod(ctx: &Context, app: &MigratableApp, name: &str) -> Resul
 async fn dump(ctx: &Context, app: &MigratableApp, written: &Migration) -> Result<Outcome, Error> {
     let agent = agent_in(ctx, app, &written.source.pod).await?;
     let Some(operation_id) = written.operation.clone() else { return Ok(Outcome::Done) };
-    let until = written.deadline.as_ref().map_or(written.timeout_at.0, |deadline| deadline.0.min(written.timeout_at.0));
+    let until = written
+        .deadline
+        .as_ref()
+        .map_or(written.timeout_at.0, |deadline| deadline.0.min(written.timeout_at.0));
     let request = FinalDumpRequest {
         operation_id,
         app: ctx.full_name(app),
@@ -176,7 +192,8 @@ async fn restore(ctx: &Context, app: &MigratableApp, written: &Migration) -> Res
         }),
         None => None,
     };
-    let checkpoint = written.handover_id.clone().or_else(|| written.checkpoint_id.clone()).unwrap_or_default();
+    let checkpoint =
+        written.handover_id.clone().or_else(|| written.checkpoint_id.clone()).unwrap_or_default();
     let request = RestoreRequest {
         operation_id,
         app: ctx.full_name(app),
@@ -231,7 +248,10 @@ async fn address_of(ctx: &Context, app: &MigratableApp, pod: &str) -> Result<Str
 /// The pod as the API server has it: an address in a cache may be another pod's by now.
 async fn pod_of(ctx: &Context, app: &MigratableApp, name: &str) -> Result<Pod, Error> {
     let found = observe::find(ctx, app, name, Look::Fresh).await?;
-    found.pod.filter(|pod| pod.annotations().contains_key(ROLE_ANNOTATION)).ok_or(Error::Incomplete("a pod of ours"))
+    found
+        .pod
+        .filter(|pod| pod.annotations().contains_key(ROLE_ANNOTATION))
+        .ok_or(Error::Incomplete("a pod of ours"))
 }
 
 fn left_ms(until: Timestamp) -> u64 {

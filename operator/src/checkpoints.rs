@@ -8,8 +8,8 @@ use std::time::Duration;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::{ResourceExt, runtime::events::EventType};
 use migration_proto::agent::{
-    CollectRequest, ListCheckpointsResponse, Operation, OperationKind, OperationState, PreCheckpointRequest, Reason,
-    operation::Outcome,
+    CollectRequest, ListCheckpointsResponse, Operation, OperationKind, OperationState, PreCheckpointRequest,
+    Reason, operation::Outcome,
 };
 
 use crate::{
@@ -35,7 +35,12 @@ const LONGEST: Duration = Duration::from_secs(3600);
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Looks at the checkpoints of an application that runs; begins one if it is due. Gives when to look again.
-pub async fn look(ctx: &Context, app: &MigratableApp, pod: &Pod, status: &mut MigratableAppStatus) -> Duration {
+pub async fn look(
+    ctx: &Context,
+    app: &MigratableApp,
+    pod: &Pod,
+    status: &mut MigratableAppStatus,
+) -> Duration {
     let uid = app.metadata.uid.clone().unwrap_or_default();
     let now = now();
     let none = CheckpointPolicy::default();
@@ -178,7 +183,8 @@ async fn refresh(
             let list = agent.checkpoints(&name).await.map_err(Error::agent("ask for checkpoints"))?;
             succeeded(ctx, app, status, operation, &list, now);
             let volume = agent.dirty_volume(&name).await.ok().filter(|volume| volume.checkpoints > 0);
-            ctx.memory.update(&uid, |remembered| remembered.upload = volume.map(|volume| volume.upload_bytes));
+            ctx.memory
+                .update(&uid, |remembered| remembered.upload = volume.map(|volume| volume.upload_bytes));
             collect(ctx, app, &agent, &list, known, now).await;
         }
     }
@@ -246,7 +252,11 @@ fn listed(status: &mut MigratableAppStatus, list: &ListCheckpointsResponse, now:
         checkpoint_chain_root: root.map(|root| root.checkpoint.clone()),
         total_checkpoint_size: i64::try_from(list.stored_bytes).ok(),
     });
-    if !status.conditions.iter().any(|one| one.type_ == condition::CHECKPOINTED && one.reason == "CheckpointFailed") {
+    if !status
+        .conditions
+        .iter()
+        .any(|one| one.type_ == condition::CHECKPOINTED && one.reason == "CheckpointFailed")
+    {
         set(status, condition::CHECKPOINTED, Some(true), "CheckpointCompleted", "", now);
     }
 }
@@ -271,7 +281,9 @@ async fn collect(
     ctx.memory.update(&uid, |remembered| remembered.collected = Some(now));
     let request = CollectRequest { app: ctx.full_name(app), keep, ..Default::default() };
     match agent.collect(request).await {
-        Ok(done) => tracing::info!(app = app.name_any(), deleted = done.deleted.len(), "old checkpoints are deleted"),
+        Ok(done) => {
+            tracing::info!(app = app.name_any(), deleted = done.deleted.len(), "old checkpoints are deleted")
+        }
         Err(error) => tracing::warn!(app = app.name_any(), %error, "old checkpoints are not deleted"),
     }
 }

@@ -183,7 +183,10 @@ impl Context {
         let ip = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref());
         match ip {
             Some(ip) => Agent::connect(&*self.agents, &self.at(app, ip)).await,
-            None => Err(AgentError::Unreachable { address: pod.name_any(), reason: "its pod has no address".to_owned() }),
+            None => Err(AgentError::Unreachable {
+                address: pod.name_any(),
+                reason: "its pod has no address".to_owned(),
+            }),
         }
     }
 
@@ -192,8 +195,13 @@ impl Context {
         tracing::info!(app = self.full_name(app), reason, note, "event");
         // The API server refuses longer ones.
         let note = note[..note.floor_char_boundary(1000)].to_owned();
-        let event =
-            Event { type_, reason: reason.to_owned(), note: Some(note), action: "Migrating".to_owned(), secondary: None };
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            note: Some(note),
+            action: "Migrating".to_owned(),
+            secondary: None,
+        };
         if let Err(error) = self.recorder.publish(&event, &app.object_ref(&())).await {
             tracing::warn!(app = self.full_name(app), %error, "an event was not reported");
         }

@@ -24,6 +24,8 @@ use kube::{
     },
 };
 
+use tokio::time::timeout;
+
 use crate::{
     agents::Agents,
     api::{APP_LABEL, MigratableApp},
@@ -32,6 +34,9 @@ use crate::{
     finalize, idle, migrate,
     migration::spread,
 };
+
+/// How long a look may take: agents are asked a few times, each with a limit of its own.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// The longest pause after an error.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -43,7 +48,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 pub async fn reconcile(app: Arc<MigratableApp>, ctx: Arc<Context>) -> Result<Action, Error> {
     let begun = Instant::now();
     let uid = app.metadata.uid.clone().unwrap_or_default();
-    let result = look((*app).clone(), &ctx).await;
+    // Whatever it is broken off at is done again.
+    let result = timeout(LONGEST, look((*app).clone(), &ctx)).await.unwrap_or(Err(Error::TooLong));
     ctx.metrics.reconciled(begun.elapsed(), result.as_ref().err().map(Error::word));
     if result.is_ok() {
         ctx.memory.update(&uid, |remembered| remembered.errors = 0);
@@ -63,7 +69,11 @@ async fn look(app: MigratableApp, ctx: &Context) -> Result<Action, Error> {
     let under_way = app.status.as_ref().and_then(|status| status.migration.as_ref());
     let next = if under_way.is_some() { migrate::migrate(ctx, app).await? } else { (app, None) };
     let (app, again) = next;
-    let moves = app.status.as_ref().and_then(|status| status.migration.as_ref()).is_some_and(|one| !one.stage.is_over());
+    let moves = app
+        .status
+        .as_ref()
+        .and_then(|status| status.migration.as_ref())
+        .is_some_and(|one| !one.stage.is_over());
     let rest = if moves { None } else { Some(idle::idle(ctx, app).await?) };
     let soonest = again.into_iter().chain(rest).min().unwrap_or(ctx.settings.resync);
     Ok(Action::requeue(soonest.max(Duration::from_millis(10))))
@@ -85,7 +95,9 @@ pub fn error_policy(app: Arc<MigratableApp>, error: &Error, ctx: Arc<Context>) -
     });
     let pause = Duration::from_millis(250 << errors.min(8)).min(LONGEST_PAUSE);
     tracing::warn!(app = ctx.full_name(&app), %error, errors, "a reconcile failed");
-    Action::requeue(pause + Duration::from_millis(spread(&format!("{uid}-{errors}"), pause.as_millis() as u64 / 4)))
+    Action::requeue(
+        pause + Duration::from_millis(spread(&format!("{uid}-{errors}"), pause.as_millis() as u64 / 4)),
+    )
 }
 
 /// Runs until `stop` is ready. Nothing is cut off: reconciles that are under way end first.
@@ -101,7 +113,9 @@ pub async fn run(
     let (nodes, nodes_writer) = store::<Node>();
     let labelled = watcher::Config::default().labels(APP_LABEL);
     let (pods_api, apps_api) = match &settings.only {
-        Some(namespace) => (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace)),
+        Some(namespace) => {
+            (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace))
+        }
         None => (Api::<Pod>::all(client.clone()), Api::<MigratableApp>::all(client.clone())),
     };
     let pod_events = watcher(pods_api, labelled).default_backoff();
@@ -121,7 +135,7 @@ pub async fn run(
         .owns_stream(pod_events)
         .graceful_shutdown_on(stop);
     // What is not in a cache yet would be taken for gone, if only until it is looked at again.
-    let _ = tokio::time::timeout(Duration::from_secs(10), nodes.wait_until_ready()).await;
+    let _ = timeout(Duration::from_secs(10), nodes.wait_until_ready()).await;
     controller
         .run(reconcile, error_policy, ctx)
         .for_each(|result| {

@@ -26,6 +26,9 @@ pub enum Error {
     /// An object without the fields that every stored one has.
     #[error("an object without {0}")]
     Incomplete(&'static str),
+    /// A look took too long, because of an answer that never came.
+    #[error("no answer came in time")]
+    TooLong,
     /// Another operator leads now.
     #[error("another operator leads now")]
     NotLeading,
@@ -54,6 +57,7 @@ impl Error {
             Self::Kube { .. } => "kube",
             Self::Agent { .. } => "agent",
             Self::Incomplete(_) => "incomplete",
+            Self::TooLong => "too-long",
             Self::NotLeading => "not-leading",
         }
     }

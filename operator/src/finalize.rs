@@ -111,7 +111,11 @@ async fn collect(ctx: &Context, app: &MigratableApp) -> Result<String, String> {
                     0 => String::new(),
                     kept => format!("; {kept} that are pinned or in use stay"),
                 };
-                return Ok(format!("{} checkpoints deleted, {} bytes freed{kept}", done.deleted.len(), done.freed_bytes));
+                return Ok(format!(
+                    "{} checkpoints deleted, {} bytes freed{kept}",
+                    done.deleted.len(),
+                    done.freed_bytes
+                ));
             }
             Err(error) => why = error.to_string(),
         }

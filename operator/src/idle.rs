@@ -179,7 +179,8 @@ fn ended_by_itself(pod: &Pod) -> bool {
 
 fn node_is_there(pod: &Pod) -> bool {
     pod.status.as_ref().is_some_and(|status| {
-        status.phase.as_deref() == Some("Failed") || status.container_statuses.iter().flatten().any(|one| one.restart_count > 0)
+        status.phase.as_deref() == Some("Failed")
+            || status.container_statuses.iter().flatten().any(|one| one.restart_count > 0)
     })
 }
 
@@ -201,7 +202,9 @@ async fn recover(ctx: &Context, app: MigratableApp, lost: Place) -> Result<Durat
     if failed > 0 && !retry {
         let rest = RECOVERY_REST.saturating_mul(1 << (failed - 1).min(10)).min(LONGEST_RECOVERY_REST);
         let last = status.migration.as_ref().and_then(|last| last.finished_at.as_ref());
-        if let Some(left) = last.and_then(|last| rest.checked_sub(since(last.0, now()))).filter(|left| !left.is_zero()) {
+        if let Some(left) =
+            last.and_then(|last| rest.checked_sub(since(last.0, now()))).filter(|left| !left.is_zero())
+        {
             return Ok(left);
         }
     }
@@ -244,7 +247,12 @@ fn id_of(uid: &str, begun: Timestamp) -> String {
 }
 
 /// The pod is there.
-async fn present(ctx: &Context, app: &MigratableApp, found: &Found, seen: PodSeen) -> Result<Duration, Error> {
+async fn present(
+    ctx: &Context,
+    app: &MigratableApp,
+    found: &Found,
+    seen: PodSeen,
+) -> Result<Duration, Error> {
     let Some(pod) = &found.pod else { return Ok(ctx.settings.limits.look) };
     let mut again = ctx.settings.resync;
     if seen == PodSeen::Ready || seen == PodSeen::Leaving {
@@ -281,7 +289,9 @@ async fn present(ctx: &Context, app: &MigratableApp, found: &Found, seen: PodSee
 fn nothing_runs(ctx: &Context, app: &MigratableApp) -> Option<Migration> {
     let uid = app.metadata.uid.as_deref().unwrap_or_default();
     let last = app.status.as_ref()?.migration.as_ref()?;
-    let open = last.stage.is_over() && last.target_lost == Some(TargetLost::MayHaveRun) && !last.source_has_stopped();
+    let open = last.stage.is_over()
+        && last.target_lost == Some(TargetLost::MayHaveRun)
+        && !last.source_has_stopped();
     if !open || !ctx.memory.get(uid).no_processes {
         return None;
     }
@@ -296,7 +306,11 @@ async fn refresh_certificate(ctx: &Context, app: &MigratableApp) {
 
 fn run_state(status: &mut MigratableAppStatus, pod: &Pod, seen: PodSeen) {
     let ready = pod.status.as_ref().is_some_and(|status| {
-        status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+        status
+            .conditions
+            .iter()
+            .flatten()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True")
     });
     match seen {
         PodSeen::Ready if ready => {
@@ -305,9 +319,18 @@ fn run_state(status: &mut MigratableAppStatus, pod: &Pod, seen: PodSeen) {
         }
         PodSeen::Ready => {
             status.phase = Some(Phase::Running);
-            set(status, condition::READY, Some(false), "NotReady", "its containers run and are not ready", now());
+            set(
+                status,
+                condition::READY,
+                Some(false),
+                "NotReady",
+                "its containers run and are not ready",
+                now(),
+            );
         }
-        PodSeen::Leaving => set(status, condition::READY, Some(false), "Leaving", "its pod is being deleted", now()),
+        PodSeen::Leaving => {
+            set(status, condition::READY, Some(false), "Leaving", "its pod is being deleted", now())
+        }
         _ => {
             let waits = pod.status.as_ref().and_then(|status| status.message.clone());
             set(status, condition::READY, Some(false), "Starting", &waits.unwrap_or_default(), now());
@@ -342,7 +365,8 @@ async fn asked(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<Option<D
     if status.current_pod_name.as_deref() != Some(&name) || moves {
         return Ok(Some(Duration::from_millis(50)));
     }
-    let known = asked.notice.is_some() && status.migration.as_ref().is_some_and(|last| last.notice == asked.notice);
+    let known =
+        asked.notice.is_some() && status.migration.as_ref().is_some_and(|last| last.notice == asked.notice);
     if known {
         answer_trigger(ctx, &app, &name).await?;
         return Ok(Some(ctx.settings.limits.look));
@@ -352,7 +376,10 @@ async fn asked(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<Option<D
     if asked.checkpoint_only || (asked.by == TriggeredBy::Monitor && !automatic) {
         let why = match asked.checkpoint_only {
             true => format!("{}: a checkpoint is advised", asked.reason),
-            false => format!("{}: spec.migrationPolicy.autoMigrate is false, so that it stays; a checkpoint is made", asked.reason),
+            false => format!(
+                "{}: spec.migrationPolicy.autoMigrate is false, so that it stays; a checkpoint is made",
+                asked.reason
+            ),
         };
         ctx.event(&app, EventType::Warning, "NotMigrated", &why).await;
         let mut status = status;
@@ -379,7 +406,12 @@ async fn remove_strays(ctx: &Context, app: &MigratableApp) -> Result<(), Error> 
         let reference = ObjectRef::from_obj(&*pod);
         let ours = reference.namespace == app.namespace()
             && pod.labels().get(APP_LABEL) == Some(&app.name_any())
-            && pod.meta().owner_references.iter().flatten().any(|owner| Some(&owner.uid) == app.metadata.uid.as_ref());
+            && pod
+                .meta()
+                .owner_references
+                .iter()
+                .flatten()
+                .any(|owner| Some(&owner.uid) == app.metadata.uid.as_ref());
         let name = pod.name_any();
         // A source is the migration's to delete: it may still be needed.
         let source = last.is_some_and(|last| last.source.pod == name);
@@ -388,7 +420,8 @@ async fn remove_strays(ctx: &Context, app: &MigratableApp) -> Result<(), Error> 
             continue;
         }
         let now_current = fresh(ctx, app).await?.status.unwrap_or_default();
-        let still = now_current.current_pod_name == status.current_pod_name && now_current.migration == status.migration;
+        let still = now_current.current_pod_name == status.current_pod_name
+            && now_current.migration == status.migration;
         if still {
             tracing::info!(app = ctx.full_name(app), pod = name, "a pod is not needed any more");
             delete_pod(ctx, app, &name).await?;

@@ -91,7 +91,9 @@ impl Candidate {
         self.leading.store(false, Ordering::SeqCst);
         let released = async {
             let Some(mut lease) = self.leases.get_opt(LEASE).await? else { return Ok(()) };
-            let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_ref() == Some(&self.name)) else {
+            let Some(spec) =
+                lease.spec.as_mut().filter(|spec| spec.holder_identity.as_ref() == Some(&self.name))
+            else {
                 return Ok(());
             };
             spec.holder_identity = None;

@@ -50,9 +50,19 @@ impl Default for Metrics {
         let registry = &mut new.registry;
         registry.register("reconciles", "Looks at applications", new.reconciles.clone());
         registry.register("reconcile_errors", "Reconciles that failed, by error", new.errors.clone());
-        registry.register_with_unit("reconcile", "How long a look at an application takes", Unit::Seconds, new.reconcile.clone());
+        registry.register_with_unit(
+            "reconcile",
+            "How long a look at an application takes",
+            Unit::Seconds,
+            new.reconcile.clone(),
+        );
         registry.register("migrations", "Migrations that ended, by outcome", new.migrations.clone());
-        registry.register_with_unit("migration", "How long migrations took", Unit::Seconds, new.migration.clone());
+        registry.register_with_unit(
+            "migration",
+            "How long migrations took",
+            Unit::Seconds,
+            new.migration.clone(),
+        );
         let help = "For how long applications did not run while they moved";
         registry.register_with_unit("blackout", help, Unit::Seconds, new.blackout.clone());
         registry.register("checkpoints", "Periodic checkpoints, by outcome", new.checkpoints.clone());

@@ -50,7 +50,11 @@ pub async fn look(
 }
 
 /// What is in the way.
-async fn in_the_way(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<Option<(&'static str, String)>, Error> {
+async fn in_the_way(
+    ctx: &Context,
+    app: &MigratableApp,
+    pod: &Pod,
+) -> Result<Option<(&'static str, String)>, Error> {
     if let Err(error) = container_of(app) {
         return Ok(Some(("EntrypointUnknown", error.to_string())));
     }
@@ -62,7 +66,9 @@ async fn in_the_way(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<Opt
     let asked = async { ctx.agent(app, pod).await?.status().await }.await;
     Ok(match asked {
         Ok(status) => incapable(&status),
-        Err(error) => Some(("AgentUnreachable", format!("{error}; look at the log of container migration-agent"))),
+        Err(error) => {
+            Some(("AgentUnreachable", format!("{error}; look at the log of container migration-agent")))
+        }
     })
 }
 
@@ -81,7 +87,8 @@ mod tests {
 
     #[test]
     fn only_what_is_required_is_in_the_way() {
-        let one = |name: &str, ok, required| Capability { name: name.into(), ok, required, detail: "d".into() };
+        let one =
+            |name: &str, ok, required| Capability { name: name.into(), ok, required, detail: "d".into() };
         let status = |capabilities| AgentStatus { capabilities, ..Default::default() };
         assert_eq!(incapable(&status(vec![one("criu", true, true), one("tmpfs", false, false)])), None);
         assert_eq!(incapable(&status(vec![one("store", false, true)])).unwrap().0, "StoreUnreachable");

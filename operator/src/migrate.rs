@@ -22,7 +22,7 @@ use crate::{
     },
     context::{Context, FIELD_MANAGER},
     error::{Error, is},
-    migration::{Decision, OperationSeen, decide, since},
+    migration::{Decision, Effect, OperationSeen, PodSeen, decide, since},
     observe::{self, Look, now},
     status::with_migration,
     trigger::{self, CANCEL_ANNOTATION},
@@ -54,6 +54,10 @@ pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp
         if let Decision::Do(effect) = decision {
             match act::act(ctx, &app, written, effect).await? {
                 Outcome::Done => return Ok((app, Some(limits.look / 2))),
+                Outcome::Refused(_) if effect == Effect::CreateTarget => {
+                    seen.target = PodSeen::Ended;
+                    decision = decide(written, &seen, limits, now());
+                }
                 Outcome::Refused(failure) => {
                     seen.operation = OperationSeen::Failed(failure);
                     decision = decide(written, &seen, limits, now());
@@ -131,37 +135,58 @@ async fn tell(ctx: &Context, app: &MigratableApp, next: &Migration, failed: bool
             let what = next.checkpoint_id.as_deref().or(next.handover_id.as_deref()).unwrap_or("the newest");
             (EventType::Normal, "Restoring", format!("restores checkpoint {what} on {target}"))
         }
-        MigrationStage::TakingBack => (EventType::Warning, "TakingBack", format!("{message}; goes on on {source}")),
+        MigrationStage::TakingBack => {
+            (EventType::Warning, "TakingBack", format!("{message}; goes on on {source}"))
+        }
         MigrationStage::Filling => {
             let blackout = next.blackout_ms.map_or_else(String::new, |ms| format!(" after {ms} ms"));
             (EventType::Normal, "Restored", format!("runs on {target}{blackout}"))
         }
         MigrationStage::RemovingSource => return,
-        MigrationStage::Succeeded => (EventType::Normal, "Migrated", format!("moved from {source} to {target}")),
+        MigrationStage::Succeeded => {
+            (EventType::Normal, "Migrated", format!("moved from {source} to {target}"))
+        }
         MigrationStage::Failed => (EventType::Warning, "MigrationFailed", message),
         MigrationStage::Cancelled => (EventType::Normal, "MigrationCancelled", message),
     };
     ctx.event(app, type_, reason, &note).await;
 }
 
-/// Writes a status down as a whole, over the version that `app` is.
+/// Writes a status down as a whole, over the one that `app` has. Whoever writes something else at the same time is not in
+/// the way.
 ///
 /// # Errors
-/// When somebody else has written meanwhile, or the API server does not answer.
-pub async fn persist(ctx: &Context, app: &MigratableApp, status: MigratableAppStatus) -> Result<MigratableApp, Error> {
-    ctx.must_lead()?;
-    let patch = json!({
-        "apiVersion": "migration.io/v1alpha1",
-        "kind": "MigratableApp",
-        "metadata": {
-            "name": app.name_any(),
-            "resourceVersion": app.metadata.resource_version,
-        },
-        "status": status,
-    });
+/// When somebody else has written a status meanwhile, or the API server does not answer.
+pub async fn persist(
+    ctx: &Context,
+    app: &MigratableApp,
+    status: MigratableAppStatus,
+) -> Result<MigratableApp, Error> {
+    // With somebody who writes all the time, one of so many is between two of theirs.
+    const TRIES: u32 = 20;
     let apps = ctx.apps(&app.namespace().unwrap_or_default());
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    apps.patch_status(&app.name_any(), &params, &Patch::Apply(&patch)).await.map_err(Error::kube("write the status"))
+    let mut version = app.metadata.resource_version.clone();
+    for _ in 1..TRIES {
+        ctx.must_lead()?;
+        let patch = json!({
+            "apiVersion": "migration.io/v1alpha1",
+            "kind": "MigratableApp",
+            "metadata": {"name": app.name_any(), "resourceVersion": version},
+            "status": status,
+        });
+        match apps.patch_status(&app.name_any(), &params, &Patch::Apply(&patch)).await {
+            Err(error) if is(&error, 409) => {
+                let now = fresh(ctx, app).await?;
+                if now.status != app.status || now.metadata.uid != app.metadata.uid {
+                    return Err(Error::kube("write the status")(error));
+                }
+                version = now.metadata.resource_version;
+            }
+            result => return result.map_err(Error::kube("write the status")),
+        }
+    }
+    Err(Error::TooLong)
 }
 
 /// A trigger on the pod that is being left says nothing new, except that there is less time than was known.
@@ -170,7 +195,8 @@ async fn merge_trigger(ctx: &Context, app: MigratableApp) -> Result<MigratableAp
     let found = observe::find(ctx, &app, &written.source.pod, Look::Cached).await?;
     let Some(pod) = found.pod else { return Ok(app) };
     let Some(asked) = trigger::of(pod.annotations()) else { return Ok(app) };
-    let sooner = |known: &Option<MicroTime>, asked: Timestamp| known.as_ref().is_none_or(|known| asked < known.0);
+    let sooner =
+        |known: &Option<MicroTime>, asked: Timestamp| known.as_ref().is_none_or(|known| asked < known.0);
     let mut next = written.clone();
     if let Some(deadline) = asked.deadline.filter(|deadline| sooner(&written.deadline, *deadline)) {
         next.deadline = Some(MicroTime(deadline));

@@ -54,16 +54,12 @@ pub async fn find(ctx: &Context, app: &MigratableApp, name: &str, look: Look) ->
         Look::Cached => ctx.pods.get(&ObjectRef::new(name).within(&namespace)).map(|pod| (*pod).clone()),
         Look::Fresh => ctx.pods_of(app).get_opt(name).await.map_err(Error::kube("read a pod"))?,
     };
-    let ours = pod.filter(|pod| pod.owner_references().iter().any(|owner| Some(&owner.uid) == app.metadata.uid.as_ref()));
+    let ours = pod.filter(|pod| {
+        pod.owner_references().iter().any(|owner| Some(&owner.uid) == app.metadata.uid.as_ref())
+    });
     let Some(pod) = ours else { return Ok(Found { pod: None, seen: PodSeen::Gone, doomed: false }) };
     let node = match pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) {
-        Some(name) => match look {
-            Look::Cached => Some(ctx.nodes.get(&ObjectRef::new(&name)).map(|node| (*node).clone())),
-            Look::Fresh => {
-                let nodes: Api<Node> = Api::all(ctx.client.clone());
-                Some(nodes.get_opt(&name).await.map_err(Error::kube("read a node"))?)
-            }
-        },
+        Some(name) => Some(node_of(ctx, &name, look).await?),
         None => None,
     };
     let moved = container_of(app).map(|container| container.name.clone()).unwrap_or_default();
@@ -73,8 +69,18 @@ pub async fn find(ctx: &Context, app: &MigratableApp, name: &str, look: Look) ->
         Some(Some(node)) if placement::is_out_of_service(node) => PodSeen::Gone,
         _ => of_pod(&pod, &moved),
     };
-    let doomed = node.flatten().is_some_and(|node| placement::is_doomed(&node));
+    let doomed = node.is_some_and(|node| node.is_none_or(|node| placement::is_doomed(&node)));
     Ok(Found { pod: Some(pod), seen, doomed })
+}
+
+async fn node_of(ctx: &Context, name: &str, look: Look) -> Result<Option<Node>, Error> {
+    match look {
+        Look::Cached => Ok(ctx.nodes.get(&ObjectRef::new(name)).map(|node| (*node).clone())),
+        Look::Fresh => {
+            let nodes: Api<Node> = Api::all(ctx.client.clone());
+            nodes.get_opt(name).await.map_err(Error::kube("read a node"))
+        }
+    }
 }
 
 /// What a pod's status says.
@@ -86,7 +92,8 @@ fn of_pod(pod: &Pod, moved: &str) -> PodSeen {
     if pod.metadata.deletion_timestamp.is_some() {
         return PodSeen::Leaving;
     }
-    let containers = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+    let containers =
+        status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
     let mut running = 0;
     for container in containers.filter(|one| one.name == moved || one.name == AGENT) {
         // A launcher that waits for an application is started again without one: what was restored has ended.
@@ -113,17 +120,23 @@ pub async fn see(ctx: &Context, app: &MigratableApp, written: &Migration, look: 
         Some(_) => Found { pod: source.pod.clone(), seen: source.seen, doomed: source.doomed },
         None => Found { pod: None, seen: PodSeen::Gone, doomed: false },
     };
+    let bound =
+        target.pod.as_ref().and_then(|pod| pod.spec.as_ref()).is_some_and(|spec| spec.node_name.is_some());
     let mut seen = Seen {
         source: source.seen,
         source_doomed: source.doomed,
         target: target.seen,
-        target_doomed: target.doomed || written.target.as_ref().is_some_and(|place| node_doomed(ctx, &place.node)),
+        target_doomed: target.doomed,
         operation: if written.operation.is_some() { OperationSeen::Unknown } else { OperationSeen::Absent },
         cancel: trigger::is_set(app.annotations(), crate::trigger::CANCEL_ANNOTATION),
         preserve_source: trigger::is_set(app.annotations(), PRESERVE_ANNOTATION),
         ..Seen::default()
     };
     let stage = written.stage;
+    if let Some(place) = written.target.as_ref().filter(|_| !bound && !stage.is_over()) {
+        let node = node_of(ctx, &place.node, look).await?;
+        seen.target_doomed = node.is_none_or(|node| placement::is_doomed(&node));
+    }
     if stage == MigrationStage::ChoosingTarget {
         seen.nodes = nodes(ctx, app, &written.source.node);
     }
@@ -141,7 +154,8 @@ pub async fn see(ctx: &Context, app: &MigratableApp, written: &Migration, look: 
     if let Some(handover) = &written.handover_id {
         ask_handover(ctx, app, &name, handover, written, &source, &mut seen).await;
     }
-    let damaged = matches!(&seen.operation, OperationSeen::Failed(failure) if failure.kind == FailureKind::Damaged);
+    let damaged =
+        matches!(&seen.operation, OperationSeen::Failed(failure) if failure.kind == FailureKind::Damaged);
     if damaged || returns {
         seen.checkpoints = checkpoints(ctx, app, &name, [&target, &source]).await;
     }
@@ -197,7 +211,8 @@ async fn ask_target(
             let arrives = status.arriving.iter().any(|tree| tree.app == name);
             seen.residency = if arrives { Residency::Arriving } else { Residency::Resident };
             // A machine that cannot restore is as good as none.
-            if status.capabilities.iter().any(|one| one.required && !one.ok) && seen.target == PodSeen::Ready {
+            if status.capabilities.iter().any(|one| one.required && !one.ok) && seen.target == PodSeen::Ready
+            {
                 seen.target = PodSeen::Starting;
             }
         }
@@ -251,7 +266,12 @@ async fn ask_handover(
 }
 
 /// The committed checkpoints, newest first, from whichever agent can tell.
-async fn checkpoints(ctx: &Context, app: &MigratableApp, name: &str, from: [&Found; 2]) -> Option<Vec<String>> {
+async fn checkpoints(
+    ctx: &Context,
+    app: &MigratableApp,
+    name: &str,
+    from: [&Found; 2],
+) -> Option<Vec<String>> {
     for found in from {
         let Some(agent) = agent_of(ctx, app, found).await else { continue };
         if let Ok(list) = agent.checkpoints(name).await {
@@ -278,10 +298,6 @@ fn unanswered(app: &str, error: &AgentError, seen: PodSeen) -> PodSeen {
 
 fn find_operation(known: &[Operation], id: &str) -> OperationSeen {
     known.iter().find(|one| one.id == id).map_or(OperationSeen::Absent, agents::seen)
-}
-
-fn node_doomed(ctx: &Context, name: &str) -> bool {
-    ctx.nodes.get(&ObjectRef::new(name)).is_some_and(|node| placement::is_doomed(&node))
 }
 
 /// Where the application could go.

@@ -56,7 +56,11 @@ pub struct Wanted<'a> {
 }
 
 /// The nodes that will do, best first. `pods` are those whose requests are known.
-pub fn nodes<'a>(wanted: &Wanted<'_>, nodes: impl IntoIterator<Item = &'a Node>, pods: &[&Pod]) -> Vec<String> {
+pub fn nodes<'a>(
+    wanted: &Wanted<'_>,
+    nodes: impl IntoIterator<Item = &'a Node>,
+    pods: &[&Pod],
+) -> Vec<String> {
     let all: Vec<&Node> = nodes.into_iter().collect();
     let architecture = |node: &Node| node.labels().get("kubernetes.io/arch").cloned();
     let source_architecture =
@@ -120,20 +124,27 @@ fn has_condition(node: &Node, name: &str) -> bool {
 fn takes_pods(node: &Node, spec: &PodSpec) -> bool {
     let cordoned = node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true));
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
-    let tolerated = taints.into_iter().flatten().filter(|taint| taint.effect != "PreferNoSchedule").all(|taint| {
-        spec.tolerations.iter().flatten().any(|toleration| {
-            let key = toleration.key.as_deref().is_none_or(|key| key.is_empty() || key == taint.key);
-            let effect = toleration.effect.as_deref().is_none_or(|effect| effect.is_empty() || effect == taint.effect);
-            let value = toleration.operator.as_deref() == Some("Exists")
-                || toleration.value.as_deref().unwrap_or("") == taint.value.as_deref().unwrap_or("");
-            key && effect && value
-        })
-    });
+    let tolerated =
+        taints.into_iter().flatten().filter(|taint| taint.effect != "PreferNoSchedule").all(|taint| {
+            spec.tolerations.iter().flatten().any(|toleration| {
+                let key = toleration.key.as_deref().is_none_or(|key| key.is_empty() || key == taint.key);
+                let effect = toleration
+                    .effect
+                    .as_deref()
+                    .is_none_or(|effect| effect.is_empty() || effect == taint.effect);
+                let value = toleration.operator.as_deref() == Some("Exists")
+                    || toleration.value.as_deref().unwrap_or("") == taint.value.as_deref().unwrap_or("");
+                key && effect && value
+            })
+        });
     is_ready(node) && !cordoned && tolerated && node.metadata.deletion_timestamp.is_none()
 }
 
 fn is_interruptible(node: &Node, own: Option<(&str, &str)>) -> bool {
-    INTERRUPTIBLE.into_iter().chain(own).any(|(key, value)| node.labels().get(key).is_some_and(|found| found == value))
+    INTERRUPTIBLE
+        .into_iter()
+        .chain(own)
+        .any(|(key, value)| node.labels().get(key).is_some_and(|found| found == value))
 }
 
 /// An amount of what pods ask for.
@@ -157,12 +168,15 @@ impl Room {
     }
 
     fn of(resources: Option<&ResourceRequirements>) -> Self {
-        let requests = resources.and_then(|resources| resources.requests.as_ref().or(resources.limits.as_ref()));
+        let requests =
+            resources.and_then(|resources| resources.requests.as_ref().or(resources.limits.as_ref()));
         requests.map_or_else(Self::default, Self::of_list)
     }
 
     fn of_list(list: &BTreeMap<String, Quantity>) -> Self {
-        let value = |name: &str, scale: f64| list.get(name).map_or(0, |quantity| (amount(&quantity.0) * scale) as i64);
+        let value = |name: &str, scale: f64| {
+            list.get(name).map_or(0, |quantity| (amount(&quantity.0) * scale) as i64)
+        };
         Self { cpu: value("cpu", 1000.0), memory: value("memory", 1.0), pods: value("pods", 1.0) }
     }
 }
@@ -170,7 +184,9 @@ impl Room {
 /// What is left on a node. One that does not say how much it has, has enough.
 fn free(node: &Node, pods: &[&Pod]) -> Room {
     const ENOUGH: Room = Room { cpu: i64::MAX / 2, memory: i64::MAX / 2, pods: i64::MAX / 2 };
-    let Some(allocatable) = node.status.as_ref().and_then(|status| status.allocatable.as_ref()) else { return ENOUGH };
+    let Some(allocatable) = node.status.as_ref().and_then(|status| status.allocatable.as_ref()) else {
+        return ENOUGH;
+    };
     let name = node.name_any();
     let mut free = Room::of_list(allocatable);
     if !allocatable.contains_key("pods") {
@@ -178,7 +194,10 @@ fn free(node: &Node, pods: &[&Pod]) -> Room {
     }
     for pod in pods {
         let Some(spec) = &pod.spec else { continue };
-        let ended = matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"));
+        let ended = matches!(
+            pod.status.as_ref().and_then(|status| status.phase.as_deref()),
+            Some("Succeeded" | "Failed")
+        );
         if spec.node_name.as_deref() == Some(&name) && !ended {
             let taken = Room::of_pod(spec);
             free = Room {
@@ -193,7 +212,8 @@ fn free(node: &Node, pods: &[&Pod]) -> Room {
 
 /// A quantity as Kubernetes writes it; 0 for one that is none.
 fn amount(text: &str) -> f64 {
-    let split = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '-' | '+'))).unwrap_or(text.len());
+    let split =
+        text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '-' | '+'))).unwrap_or(text.len());
     let (number, suffix) = text.split_at(split);
     let scale = match suffix {
         "" => 1.0,
@@ -244,8 +264,13 @@ mod tests {
             {"name": "a", "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}}}
         ]}))
         .unwrap();
-        let wanted =
-            Wanted { policy: &policy, spec: &spec, source: "source", uid: "u", interruptible_label: Some(("pool", "cheap")) };
+        let wanted = Wanted {
+            policy: &policy,
+            spec: &spec,
+            source: "source",
+            uid: "u",
+            interruptible_label: Some(("pool", "cheap")),
+        };
         let mut chosen = nodes(&wanted, all, pods);
         // Those that stay come first; among equals the order is anybody's.
         let first = chosen.iter().position(|name| name < &"d".to_owned()).unwrap_or(0);
@@ -268,8 +293,11 @@ mod tests {
             node("gke", taint("cloud.google.com/impending-node-termination")),
             node("autoscaler", taint("ToBeDeletedByClusterAutoscaler")),
             node("somebodys", taint("dedicated")),
-            node("noticed", json!({"status": {"conditions": [
-                {"type": "Ready", "status": "True"}, {"type": "InterruptionNotice", "status": "True"}]}})),
+            node(
+                "noticed",
+                json!({"status": {"conditions": [
+                {"type": "Ready", "status": "True"}, {"type": "InterruptionNotice", "status": "True"}]}}),
+            ),
             node("small", json!({"status": {"allocatable": {"memory": "1000Mi"}}})),
             node("full", json!({"status": {"allocatable": {"pods": "0"}}})),
         ];
@@ -278,7 +306,8 @@ mod tests {
 
     #[test]
     fn nodes_that_stay_come_before_those_that_can_be_taken_away() {
-        let labelled = |name: &str, key: &str, value: &str| node(name, json!({"metadata": {"labels": {key: value}}}));
+        let labelled =
+            |name: &str, key: &str, value: &str| node(name, json!({"metadata": {"labels": {key: value}}}));
         let all = [
             labelled("a", "eks.amazonaws.com/capacityType", "SPOT"),
             labelled("b", "cloud.google.com/gke-spot", "true"),
@@ -307,7 +336,9 @@ mod tests {
 
     #[test]
     fn quantities_are_read_as_kubernetes_writes_them() {
-        for (text, value) in [("2", 2.0), ("250m", 0.25), ("1Gi", 1073741824.0), ("1.5k", 1500.0), ("1e3", 1000.0), ("x", 0.0)] {
+        for (text, value) in
+            [("2", 2.0), ("250m", 0.25), ("1Gi", 1073741824.0), ("1.5k", 1500.0), ("1e3", 1000.0), ("x", 0.0)]
+        {
             assert_eq!(amount(text), value, "{text}");
         }
     }

@@ -140,7 +140,8 @@ mod tests {
     #[test]
     fn it_is_due_an_interval_after_the_last_one_and_a_little_apart_from_others() {
         let policy = policy("{interval: 100s, autoAdjust: false}");
-        let due: Vec<u64> = ["a", "b", "c", "d"].map(|uid| seconds(&policy, &Facts { uid, ..facts() })).into();
+        let due: Vec<u64> =
+            ["a", "b", "c", "d"].map(|uid| seconds(&policy, &Facts { uid, ..facts() })).into();
         assert!(due.iter().all(|due| (100..=105).contains(due)), "{due:?}");
         assert!(due.iter().any(|one| *one != due[0]), "{due:?}");
         assert_eq!(next(&policy, &facts(), at(106)), Due::Now);
@@ -149,7 +150,8 @@ mod tests {
     #[test]
     fn the_interval_follows_how_much_there_is_to_write() {
         let policy = policy("{interval: 100s, memoryThresholdMB: 100}");
-        let after = |megabytes: u64| seconds(&policy, &Facts { upload: Some(megabytes * 1_000_000), ..facts() });
+        let after =
+            |megabytes: u64| seconds(&policy, &Facts { upload: Some(megabytes * 1_000_000), ..facts() });
         assert!((100..=105).contains(&after(50)), "{}", after(50));
         assert!((50..=53).contains(&after(200)), "{}", after(200));
         assert!((25..=27).contains(&after(10_000)), "{}", after(10_000));
@@ -169,12 +171,16 @@ mod tests {
     fn a_dump_that_would_soon_not_fit_makes_a_checkpoint_due_at_once() {
         // 2 s + 6 s of sending + 2 s fit into 15; with twice as much to send they do not.
         let scheduler = "{deadlineSeconds: 15, bandwidthMBps: 100, tFreezeMs: 2000, tMarginMs: 2000, scanIntervalMs: 5000}";
-        let policy = policy(&format!("{{interval: 100s, autoAdjust: false, deadlineScheduler: {scheduler}}}"));
+        let policy =
+            policy(&format!("{{interval: 100s, autoAdjust: false, deadlineScheduler: {scheduler}}}"));
         let facts = Facts { upload: Some(600_000_000), ..facts() };
         assert!(matches!(next(&policy, &facts, at(1)), Due::At(_)), "no more often than it is looked");
         assert_eq!(next(&policy, &facts, at(5)), Due::Now);
         assert!(matches!(next(&policy, &Facts { upload: Some(400_000_000), ..facts }, at(5)), Due::At(_)));
-        assert!(matches!(next(&policy, &Facts { upload: Some(2_000_000_000), ..facts }, at(5)), Due::CannotFit(_)));
+        assert!(matches!(
+            next(&policy, &Facts { upload: Some(2_000_000_000), ..facts }, at(5)),
+            Due::CannotFit(_)
+        ));
         let mut dry = policy.clone();
         dry.deadline_scheduler.as_mut().unwrap().dry_run = Some(true);
         assert!(matches!(next(&dry, &facts, at(5)), Due::At(_)), "a dry run changes nothing");

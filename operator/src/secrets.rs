@@ -54,7 +54,8 @@ pub async fn credentials(
     let Some(name) = &app.spec.storage.credentials_secret else { return Ok(None) };
     let namespace = &ctx.settings.namespace;
     let secrets: Api<Secret> = Api::namespaced(ctx.client.clone(), namespace);
-    let read = secrets.get_opt(name).await.map_err(|error| Missing::Error(Error::kube("read a Secret")(error)))?;
+    let read =
+        secrets.get_opt(name).await.map_err(|error| Missing::Error(Error::kube("read a Secret")(error)))?;
     let Some(secret) = read else {
         let message = format!(
             "there is no Secret {name} in namespace {namespace}; create it: kubectl create secret generic {name} \

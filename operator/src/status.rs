@@ -74,10 +74,8 @@ fn whole_seconds(now: Timestamp) -> Timestamp {
 /// The status with the next state of a migration. One that ends is added to the history.
 pub fn with_migration(status: &MigratableAppStatus, next: &Migration, now: Timestamp) -> MigratableAppStatus {
     let mut new = status.clone();
-    let ended_before = status
-        .migration
-        .as_ref()
-        .is_some_and(|before| before.id == next.id && before.stage.is_over());
+    let ended_before =
+        status.migration.as_ref().is_some_and(|before| before.id == next.id && before.stage.is_over());
     let place = next.may_run_in();
     new.current_pod_name = place.map(|place| place.pod.clone());
     new.current_node = place.map(|place| place.node.clone()).filter(|node| !node.is_empty());
@@ -130,7 +128,13 @@ pub fn failures_in_a_row(status: &MigratableAppStatus) -> u32 {
 }
 
 /// A migration that begins.
-pub fn beginning(id: String, trigger: &Trigger, source: Place, policy: &MigrationPolicy, now: Timestamp) -> Migration {
+pub fn beginning(
+    id: String,
+    trigger: &Trigger,
+    source: Place,
+    policy: &MigrationPolicy,
+    now: Timestamp,
+) -> Migration {
     // Nothing of a pod that is gone can be dumped.
     let recovers = trigger.by == TriggeredBy::Recovery;
     let strategy = match policy.strategy() {
@@ -219,7 +223,10 @@ mod tests {
         }
         assert_eq!(status.generation, Some(15));
         assert_eq!(status.migration_history.len(), MIGRATION_HISTORY_LIMIT);
-        assert_eq!((status.current_pod_name.as_deref(), status.current_node.as_deref()), (Some("a-1"), Some("b")));
+        assert_eq!(
+            (status.current_pod_name.as_deref(), status.current_node.as_deref()),
+            (Some("a-1"), Some("b"))
+        );
         let record = serde_json::to_value(&status.migration_history[0]).unwrap();
         assert_eq!((&record["blackout"], &record["duration"]), (&"350ms".into(), &"10s".into()));
     }

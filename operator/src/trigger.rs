@@ -82,7 +82,10 @@ mod tests {
     #[test]
     fn a_person_needs_one_annotation_and_a_monitor_says_more() {
         let person = of(&annotations(&[(TRIGGER_ANNOTATION, "requested")])).unwrap();
-        assert_eq!((person.by, person.deadline, person.reason.as_str()), (TriggeredBy::Person, None, "requested"));
+        assert_eq!(
+            (person.by, person.deadline, person.reason.as_str()),
+            (TriggeredBy::Person, None, "requested")
+        );
         let monitor = of(&annotations(&[
             (TRIGGER_ANNOTATION, "requested"),
             (REASON_ANNOTATION, "spot-interruption"),
@@ -101,7 +104,8 @@ mod tests {
         assert_eq!(of(&annotations(&[(TRIGGER_ANNOTATION, "done")])), None);
         assert_eq!(of(&annotations(&[(REASON_ANNOTATION, "because")])), None);
         // A date nobody can read does not keep an application from being moved.
-        let odd = of(&annotations(&[(TRIGGER_ANNOTATION, "requested"), (DEADLINE_ANNOTATION, "soon")])).unwrap();
+        let odd =
+            of(&annotations(&[(TRIGGER_ANNOTATION, "requested"), (DEADLINE_ANNOTATION, "soon")])).unwrap();
         assert_eq!(odd.deadline, None);
     }
 }

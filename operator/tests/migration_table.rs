@@ -6,8 +6,8 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp}
 use migration_operator::{
     api::migration::{Migration, MigrationStage as Stage, MigrationStrategy as Strategy, Place, TriggeredBy},
     migration::{
-        Decision, Done, Effect, Failure, FailureKind, Handover, Limits, OperationSeen, PodSeen, Residency, Seen,
-        decide,
+        Decision, Done, Effect, Failure, FailureKind, Handover, Limits, OperationSeen, PodSeen, Residency,
+        Seen, decide,
     },
 };
 
@@ -87,7 +87,8 @@ fn written() -> Vec<Migration> {
         all.push(Migration { strategy, operation, ..target(Stage::Dumping) });
     }
     all.push(Migration { operation: Some("dump".to_owned()), ..plain(Stage::Dumping) });
-    let restoring = Migration { target: Some(place("b")), operation: Some("r".into()), ..stopped(Stage::Restoring) };
+    let restoring =
+        Migration { target: Some(place("b")), operation: Some("r".into()), ..stopped(Stage::Restoring) };
     all.push(Migration { target: Some(place("a")), ..restoring.clone() });
     all.push(Migration { checkpoint_id: None, ..restoring.clone() });
     all.push(restoring);
@@ -101,8 +102,17 @@ fn written() -> Vec<Migration> {
     for stage in [Stage::Failed, Stage::Cancelled] {
         let finished_at = Some(MicroTime(at(10)));
         all.push(Migration { finished_at: finished_at.clone(), ..target(stage) });
-        all.push(Migration { finished_at: finished_at.clone(), operation: Some("dump".into()), ..target(stage) });
-        all.push(Migration { finished_at, operation: Some("r".into()), target: Some(place("b")), ..stopped(stage) });
+        all.push(Migration {
+            finished_at: finished_at.clone(),
+            operation: Some("dump".into()),
+            ..target(stage)
+        });
+        all.push(Migration {
+            finished_at,
+            operation: Some("r".into()),
+            target: Some(place("b")),
+            ..stopped(stage)
+        });
     }
     let spent: Vec<_> = all.iter().map(|one| Migration { failures: Some(2), ..one.clone() }).collect();
     let mut cancelled: Vec<_> =
@@ -151,9 +161,13 @@ fn every_case(mut check: impl FnMut(&Migration, &Seen)) -> usize {
             }
             for source in PODS {
                 for target in PODS {
-                    for handover in [Handover::Unknown, Handover::Stopped, Handover::Over, Handover::Claimed] {
+                    for handover in [Handover::Unknown, Handover::Stopped, Handover::Over, Handover::Claimed]
+                    {
                         for residency in [Residency::Unknown, Residency::Arriving, Residency::Resident] {
-                            let filling = matches!(written.stage, Stage::Filling | Stage::RemovingSource | Stage::Succeeded);
+                            let filling = matches!(
+                                written.stage,
+                                Stage::Filling | Stage::RemovingSource | Stage::Succeeded
+                            );
                             if (handover != Handover::Unknown && written.stage != Stage::TakingBack)
                                 || (residency != Residency::Unknown && !filling)
                             {
@@ -161,19 +175,22 @@ fn every_case(mut check: impl FnMut(&Migration, &Seen)) -> usize {
                             }
                             for bits in 0..16 {
                                 let bit = |place: u32| bits >> place & 1 == 1;
-                                check(&written, &Seen {
-                                    source,
-                                    source_doomed: bit(0),
-                                    target,
-                                    target_doomed: bit(1),
-                                    nodes: if bit(2) { vec!["b".into(), "c".into()] } else { Vec::new() },
-                                    operation: operation.clone(),
-                                    handover,
-                                    residency,
-                                    checkpoints: bit(3).then(|| vec!["C2".into(), "C1".into()]),
-                                    cancel: false,
-                                    preserve_source: false,
-                                });
+                                check(
+                                    &written,
+                                    &Seen {
+                                        source,
+                                        source_doomed: bit(0),
+                                        target,
+                                        target_doomed: bit(1),
+                                        nodes: if bit(2) { vec!["b".into(), "c".into()] } else { Vec::new() },
+                                        operation: operation.clone(),
+                                        handover,
+                                        residency,
+                                        checkpoints: bit(3).then(|| vec!["C2".into(), "C1".into()]),
+                                        cancel: false,
+                                        preserve_source: false,
+                                    },
+                                );
                                 cases += 1;
                             }
                         }
@@ -200,22 +217,43 @@ fn every_effect_is_covered_by_what_is_written_and_seen() {
             effects.insert(effect);
             match effect {
                 Effect::Dump => {
-                    assert_eq!((written.stage, &seen.operation), (Stage::Dumping, &OperationSeen::Absent), "{written:?} {seen:?}");
-                    assert!(!written.source_has_stopped() && seen.source == PodSeen::Ready && !late, "{written:?} {seen:?}");
+                    assert_eq!(
+                        (written.stage, &seen.operation),
+                        (Stage::Dumping, &OperationSeen::Absent),
+                        "{written:?} {seen:?}"
+                    );
+                    assert!(
+                        !written.source_has_stopped() && seen.source == PodSeen::Ready && !late,
+                        "{written:?} {seen:?}"
+                    );
                 }
                 Effect::Restore => {
-                    assert_eq!((written.stage, &seen.operation), (Stage::Restoring, &OperationSeen::Absent), "{written:?} {seen:?}");
-                    assert!(written.source_has_stopped() && seen.target == PodSeen::Ready && !late, "{written:?} {seen:?}");
+                    assert_eq!(
+                        (written.stage, &seen.operation),
+                        (Stage::Restoring, &OperationSeen::Absent),
+                        "{written:?} {seen:?}"
+                    );
+                    assert!(
+                        written.source_has_stopped() && seen.target == PodSeen::Ready && !late,
+                        "{written:?} {seen:?}"
+                    );
                 }
                 Effect::DeleteSource => {
-                    assert!(matches!(written.stage, Stage::RemovingSource | Stage::Succeeded), "{written:?} {seen:?}");
+                    assert!(
+                        matches!(written.stage, Stage::RemovingSource | Stage::Succeeded),
+                        "{written:?} {seen:?}"
+                    );
                     assert!(written.resumed_at.is_some() && !written.returns(), "{written:?} {seen:?}");
                 }
                 Effect::DeleteTarget => {
                     assert!(written.stage == Stage::Restoring && !written.returns(), "{written:?} {seen:?}");
                     assert_eq!(seen.operation, OperationSeen::Absent, "{written:?} {seen:?}");
                 }
-                Effect::CreateTarget => assert_eq!((written.stage, seen.target), (Stage::Preparing, PodSeen::Gone), "{written:?} {seen:?}"),
+                Effect::CreateTarget => assert_eq!(
+                    (written.stage, seen.target),
+                    (Stage::Preparing, PodSeen::Gone),
+                    "{written:?} {seen:?}"
+                ),
                 Effect::Cancel => assert_eq!(seen.operation, OperationSeen::Running, "{written:?} {seen:?}"),
             }
         }
@@ -242,10 +280,20 @@ fn what_is_known_to_be_stopped_is_forgotten_only_when_it_goes_on_at_the_source()
                 assert_eq!(next.stage, written.stage, "{written:?} {seen:?}");
             }
             // A restore is written down only when none before it can have come to anything.
-            if next.operation.is_some() && next.source_has_stopped() && written.operation.is_some() && next.operation != written.operation {
+            if next.operation.is_some()
+                && next.source_has_stopped()
+                && written.operation.is_some()
+                && next.operation != written.operation
+            {
                 let failed = matches!(seen.operation, OperationSeen::Failed(_));
-                let dumped = matches!(seen.operation, OperationSeen::Succeeded(Done::Checkpoint { .. } | Done::Stopped { .. }));
-                assert!(failed || dumped || seen.target.is_over() || seen.source.is_over(), "{written:?} {seen:?}");
+                let dumped = matches!(
+                    seen.operation,
+                    OperationSeen::Succeeded(Done::Checkpoint { .. } | Done::Stopped { .. })
+                );
+                assert!(
+                    failed || dumped || seen.target.is_over() || seen.source.is_over(),
+                    "{written:?} {seen:?}"
+                );
             }
         }
     });
@@ -282,7 +330,9 @@ fn records_lead_to_something_other_than_records() {
     every_case(|written, seen| {
         let (mut current, mut seen) = (written.clone(), seen.clone());
         for _ in 0..8 {
-            let Decision::Record(next) = decide(&current, &seen, &limits, now_of(&seen, false)) else { return };
+            let Decision::Record(next) = decide(&current, &seen, &limits, now_of(&seen, false)) else {
+                return;
+            };
             if next.operation != current.operation {
                 seen.operation = OperationSeen::Absent;
             }
@@ -298,10 +348,15 @@ fn records_lead_to_something_other_than_records() {
 
 #[test]
 fn a_source_goes_only_after_its_target_has_all_pages_it_needs_of_it() {
-    let mut written = Migration { target: Some(place("b")), resumed_at: Some(MicroTime(at(1))), ..migration(Stage::Filling) };
+    let mut written = Migration {
+        target: Some(place("b")),
+        resumed_at: Some(MicroTime(at(1))),
+        ..migration(Stage::Filling)
+    };
     written.source_stopped = Some(true);
     written.handover_id = Some("H".into());
-    let seen = |residency| Seen { source: PodSeen::Ready, target: PodSeen::Ready, residency, ..Seen::default() };
+    let seen =
+        |residency| Seen { source: PodSeen::Ready, target: PodSeen::Ready, residency, ..Seen::default() };
     let limits = Limits::default();
     for residency in [Residency::Unknown, Residency::Arriving] {
         assert!(matches!(decide(&written, &seen(residency), &limits, at(2)), Decision::Wait(_)));
@@ -309,9 +364,14 @@ fn a_source_goes_only_after_its_target_has_all_pages_it_needs_of_it() {
         let Decision::Record(late) = decide(&written, &seen(residency), &limits, at(301)) else { panic!() };
         assert_eq!(late.stage, Stage::Succeeded);
         assert!(matches!(decide(&late, &seen(residency), &limits, at(302)), Decision::Wait(_)));
-        assert_eq!(decide(&late, &seen(Residency::Resident), &limits, at(303)), Decision::Do(Effect::DeleteSource));
+        assert_eq!(
+            decide(&late, &seen(Residency::Resident), &limits, at(303)),
+            Decision::Do(Effect::DeleteSource)
+        );
     }
-    let Decision::Record(next) = decide(&written, &seen(Residency::Resident), &limits, at(2)) else { panic!() };
+    let Decision::Record(next) = decide(&written, &seen(Residency::Resident), &limits, at(2)) else {
+        panic!()
+    };
     assert_eq!(next.stage, Stage::RemovingSource);
     assert_eq!(decide(&next, &seen(Residency::Resident), &limits, at(3)), Decision::Do(Effect::DeleteSource));
     let kept = Seen { preserve_source: true, ..seen(Residency::Resident) };
@@ -323,7 +383,13 @@ fn a_source_goes_only_after_its_target_has_all_pages_it_needs_of_it() {
 fn a_deadline_that_leaves_no_time_makes_the_dump_come_first() {
     let deadline = Some(MicroTime(at(60)));
     let written = Migration { strategy: Strategy::LazyDirect, deadline, ..migration(Stage::ChoosingTarget) };
-    let seen = Seen { source: PodSeen::Ready, source_doomed: true, target: PodSeen::Gone, nodes: vec!["b".into()], ..Seen::default() };
+    let seen = Seen {
+        source: PodSeen::Ready,
+        source_doomed: true,
+        target: PodSeen::Gone,
+        nodes: vec!["b".into()],
+        ..Seen::default()
+    };
     let limits = Limits { reserve: Duration::from_secs(20), ..Limits::default() };
     let Decision::Record(early) = decide(&written, &seen, &limits, at(39)) else { panic!() };
     assert_eq!(early.stage, Stage::Preparing);
@@ -355,7 +421,8 @@ fn a_node_that_failed_is_taken_again_only_when_there_is_no_other() {
 
 #[test]
 fn a_store_that_does_not_answer_costs_no_target() {
-    let mut written = Migration { target: Some(place("b")), operation: Some("r".into()), ..migration(Stage::Restoring) };
+    let mut written =
+        Migration { target: Some(place("b")), operation: Some("r".into()), ..migration(Stage::Restoring) };
     written.source_stopped = Some(true);
     let failure = Failure { kind: FailureKind::Store, message: "store".into(), checkpoint: None };
     let seen = Seen { target: PodSeen::Ready, operation: OperationSeen::Failed(failure), ..Seen::default() };
@@ -366,12 +433,18 @@ fn a_store_that_does_not_answer_costs_no_target() {
 
 #[test]
 fn a_damaged_checkpoint_makes_the_one_before_it_be_restored() {
-    let mut written = Migration { target: Some(place("b")), operation: Some("r".into()), ..migration(Stage::Restoring) };
+    let mut written =
+        Migration { target: Some(place("b")), operation: Some("r".into()), ..migration(Stage::Restoring) };
     written.source_stopped = Some(true);
     written.checkpoint_id = Some("C3".into());
     let failure = Failure { kind: FailureKind::Damaged, message: "a hash".into(), checkpoint: None };
     let checkpoints = Some(vec!["C3".into(), "C2".into(), "C1".into()]);
-    let seen = Seen { target: PodSeen::Ready, operation: OperationSeen::Failed(failure), checkpoints, ..Seen::default() };
+    let seen = Seen {
+        target: PodSeen::Ready,
+        operation: OperationSeen::Failed(failure),
+        checkpoints,
+        ..Seen::default()
+    };
     let Decision::Record(next) = decide(&written, &seen, &Limits::default(), at(1)) else { panic!() };
     assert_eq!((next.stage, next.checkpoint_id.as_deref()), (Stage::Restoring, Some("C2")));
     assert_ne!(next.operation, written.operation);

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use migration_proto::agent::{
-    AgentStatus, CancelOperationRequest, CollectRequest, CollectResponse, DirtyVolume, ErrorDetail, FinalDumpRequest,
-    GetDirtyVolumeRequest, GetStatusRequest, ListCheckpointsRequest, ListCheckpointsResponse, ListHandoversRequest,
-    ListOperationsRequest, Operation, PreCheckpointRequest, RestoreRequest, StatusDetails, StoppedTree,
-    TakeBackRequest, agent_client::AgentClient, handovers_client::HandoversClient,
+    AgentStatus, CancelOperationRequest, CollectRequest, CollectResponse, DirtyVolume, ErrorDetail,
+    FinalDumpRequest, GetDirtyVolumeRequest, GetStatusRequest, ListCheckpointsRequest,
+    ListCheckpointsResponse, ListHandoversRequest, ListOperationsRequest, Operation, PreCheckpointRequest,
+    RestoreRequest, StatusDetails, StoppedTree, TakeBackRequest, agent_client::AgentClient,
+    handovers_client::HandoversClient,
 };
 use prost::Message;
 use tokio::time::timeout;
@@ -76,9 +77,15 @@ impl Agent {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(match detail_of(&status) {
                 Some(detail) => AgentError::Refused(Box::new(detail)),
-                None => AgentError::Unreachable { address: self.address.clone(), reason: status.message().to_owned() },
+                None => AgentError::Unreachable {
+                    address: self.address.clone(),
+                    reason: status.message().to_owned(),
+                },
             }),
-            Err(_) => Err(AgentError::Unreachable { address: self.address.clone(), reason: "no answer in time".to_owned() }),
+            Err(_) => Err(AgentError::Unreachable {
+                address: self.address.clone(),
+                reason: "no answer in time".to_owned(),
+            }),
         }
     }
 

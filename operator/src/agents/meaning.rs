@@ -40,11 +40,9 @@ pub fn failure(detail: &ErrorDetail) -> Failure {
         Reason::NoSuchProcess | Reason::Launcher => FailureKind::NoProcesses,
         Reason::FilesTravel | Reason::StillArriving | Reason::TooLarge => FailureKind::Strategy,
         Reason::NoCheckpoint => FailureKind::NoCheckpoint,
-        Reason::UnknownCheckpoint
-        | Reason::Verify
-        | Reason::Bundle
-        | Reason::Images
-        | Reason::Catalog => FailureKind::Damaged,
+        Reason::UnknownCheckpoint | Reason::Verify | Reason::Bundle | Reason::Images | Reason::Catalog => {
+            FailureKind::Damaged
+        }
         Reason::RunsElsewhere => FailureKind::RunsElsewhere,
         Reason::Store | Reason::Write | Reason::Read => FailureKind::Store,
         _ => FailureKind::Passing,
@@ -79,12 +77,14 @@ mod tests {
 
     #[test]
     fn what_an_agent_refuses_for_good_is_not_tried_again() {
-        let kind = |reason: Reason| failure(&ErrorDetail { reason: reason.into(), ..Default::default() }).kind;
+        let kind =
+            |reason: Reason| failure(&ErrorDetail { reason: reason.into(), ..Default::default() }).kind;
         assert_eq!(kind(Reason::Usage), FailureKind::Refused);
         assert_eq!(kind(Reason::FilesTravel), FailureKind::Strategy);
         assert_eq!(kind(Reason::Verify), FailureKind::Damaged);
         assert_eq!(kind(Reason::Store), FailureKind::Store);
-        for passing in [Reason::Busy, Reason::Stopping, Reason::Criu, Reason::Interrupted, Reason::Cancelled] {
+        for passing in [Reason::Busy, Reason::Stopping, Reason::Criu, Reason::Interrupted, Reason::Cancelled]
+        {
             assert_eq!(kind(passing), FailureKind::Passing, "{passing:?}");
         }
     }

@@ -78,8 +78,10 @@ impl Agents for Mtls {
             return Ok(channel.clone());
         }
         // It is the connector that encrypts.
-        let endpoint = Endpoint::from_shared(format!("http://{}", authority(&at.pod_ip, self.port)))
-            .map_err(|error| AgentError::Unreachable { address: at.pod_ip.clone(), reason: error.to_string() })?;
+        let endpoint =
+            Endpoint::from_shared(format!("http://{}", authority(&at.pod_ip, self.port))).map_err(
+                |error| AgentError::Unreachable { address: at.pod_ip.clone(), reason: error.to_string() },
+            )?;
         let endpoint = endpoint.connect_timeout(CONNECT).http2_keep_alive_interval(KEEP_ALIVE);
         let config = Arc::clone(&self.config);
         let name = agent_server_name(&at.namespace, &at.app);

@@ -92,7 +92,8 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 /// Works until a signal comes.
 pub fn run(typed: &Run) -> ExitCode {
-    let filter = EnvFilter::try_from_env("MIGRATION_LOG").unwrap_or_else(|_| EnvFilter::new("info,kube_runtime=warn"));
+    let filter =
+        EnvFilter::try_from_env("MIGRATION_LOG").unwrap_or_else(|_| EnvFilter::new("info,kube_runtime=warn"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match typed.log_format {
         LogFormat::Text => builder.init(),
@@ -116,9 +117,13 @@ pub fn run(typed: &Run) -> ExitCode {
 }
 
 async fn work(typed: &Run) -> Result<(), String> {
-    let client = Client::try_default().await.map_err(|error| format!("the API server is not known: {error}"))?;
+    let client =
+        Client::try_default().await.map_err(|error| format!("the API server is not known: {error}"))?;
     let namespace = typed.namespace.clone().unwrap_or_else(|| SYSTEM_NAMESPACE.to_owned());
-    let version = client.apiserver_version().await.map_err(|error| format!("the API server does not answer: {error}"))?;
+    let version = client
+        .apiserver_version()
+        .await
+        .map_err(|error| format!("the API server does not answer: {error}"))?;
     let minor: u32 = version.minor.trim_end_matches('+').parse().unwrap_or(0);
     let settings = Settings {
         cluster: typed.cluster.clone(),
@@ -156,7 +161,8 @@ async fn work(typed: &Run) -> Result<(), String> {
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
     let controlling = {
-        let (client, agents, leading, health) = (client.clone(), agents.clone(), leading.clone(), health.clone());
+        let (client, agents, leading, health) =
+            (client.clone(), agents.clone(), leading.clone(), health.clone());
         let certified = agents.clone();
         let for_certificates = (client.clone(), namespace.clone());
         let webhook = webhook.clone();
@@ -180,7 +186,8 @@ async fn work(typed: &Run) -> Result<(), String> {
         ))
     };
     let mut candidate = (!typed.no_leader_election).then(|| {
-        let name = env::var("POD_NAME").or_else(|_| env::var("HOSTNAME")).unwrap_or_else(|_| "operator".to_owned());
+        let name =
+            env::var("POD_NAME").or_else(|_| env::var("HOSTNAME")).unwrap_or_else(|_| "operator".to_owned());
         Candidate::new(client, &namespace, format!("{name}-{}", std::process::id()), leading)
     });
     let context = health.context.clone();
@@ -265,7 +272,8 @@ async fn renewed(
 ) -> Result<(), String> {
     let now = SystemTime::now();
     let authorities = certificates::renew(client, namespace, now).await.map_err(|error| error.to_string())?;
-    let own = authorities.issue(&Identity::Operator, OWN_CERTIFICATE, now).map_err(|error| error.to_string())?;
+    let own =
+        authorities.issue(&Identity::Operator, OWN_CERTIFICATE, now).map_err(|error| error.to_string())?;
     agents.use_certificate(&own, &authorities.bundle()).map_err(|error| error.to_string())?;
     if let Some(webhook) = webhook {
         let names = vec![format!("{NAME}.{namespace}.svc"), format!("{NAME}.{namespace}.svc.cluster.local")];

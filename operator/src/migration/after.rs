@@ -38,7 +38,9 @@ pub(super) fn go_on(case: &Case<'_>, next: &mut Migration) {
     let usable = next.target.is_some() && !case.seen.target_doomed;
     match case.seen.target {
         PodSeen::Ready if usable => begin_restore(next),
-        PodSeen::Gone | PodSeen::Starting | PodSeen::Silent if usable => next.stage = MigrationStage::Preparing,
+        PodSeen::Gone | PodSeen::Starting | PodSeen::Silent if usable => {
+            next.stage = MigrationStage::Preparing
+        }
         _ => other_target(next, false),
     }
 }
@@ -124,7 +126,8 @@ pub(super) fn restore(case: &Case<'_>) -> Decision {
         _ if case.out_of_grace() => out_of_time(case),
         OperationSeen::Running if case.seen.target_doomed || case.timed_out() => Decision::Do(Effect::Cancel),
         // Somebody may have asked it just now: only a pod that is gone certainly runs nothing.
-        OperationSeen::Absent if case.seen.target_doomed && !case.written.returns() => match case.seen.target {
+        OperationSeen::Absent if case.seen.target_doomed && !case.written.returns() => match case.seen.target
+        {
             PodSeen::Leaving => case.wait(),
             _ => Decision::Do(Effect::DeleteTarget),
         },
@@ -149,9 +152,10 @@ fn failed(case: &Case<'_>, kind: FailureKind, message: &str) -> Decision {
             next.message = Some(message.to_owned());
         }),
         _ if case.timed_out() => give_up(case, message),
-        FailureKind::NoCheckpoint | FailureKind::RunsElsewhere | FailureKind::Refused | FailureKind::Strategy => {
-            give_up(case, message)
-        }
+        FailureKind::NoCheckpoint
+        | FailureKind::RunsElsewhere
+        | FailureKind::Refused
+        | FailureKind::Strategy => give_up(case, message),
         FailureKind::Damaged => older(case, message),
         // Another machine would not help; what has been prepared stays.
         FailureKind::Store => case.record(|next| {

@@ -43,7 +43,9 @@ pub(super) fn prepare(case: &Case<'_>) -> Decision {
     match case.seen.target {
         PodSeen::Ready if case.rests().is_none() => return begin_dump(case),
         PodSeen::Gone => return Decision::Do(Effect::CreateTarget),
-        PodSeen::Ended | PodSeen::Leaving => return fail_target(case, "the target's pod ended before it was ready"),
+        PodSeen::Ended | PodSeen::Leaving => {
+            return fail_target(case, "the target's pod ended before it was ready");
+        }
         _ => {}
     }
     if case.lasted() > case.limits.prepare && case.seen.target != PodSeen::Ready {
@@ -155,7 +157,10 @@ pub(super) fn other_target(next: &mut Migration, failed: bool) {
 
 fn fail_target(case: &Case<'_>, message: &str) -> Decision {
     if case.failures() + 1 >= case.limits.budget {
-        return case.end(MigrationStage::Failed, &format!("{message}, {} times; the application runs on where it was", case.limits.budget));
+        return case.end(
+            MigrationStage::Failed,
+            &format!("{message}, {} times; the application runs on where it was", case.limits.budget),
+        );
     }
     case.record(|next| {
         other_target(next, true);
@@ -193,7 +198,8 @@ fn failed(case: &Case<'_>, failure: &Failure) -> Decision {
         }
         next.message = Some(failure.message.clone());
         // The target stays, ready as it is.
-        next.stage = if next.target.is_some() { MigrationStage::Preparing } else { MigrationStage::ChoosingTarget };
+        next.stage =
+            if next.target.is_some() { MigrationStage::Preparing } else { MigrationStage::ChoosingTarget };
         next.attempt += 1;
         if failure.kind == FailureKind::Strategy && next.strategy.hands_over() {
             next.strategy = MigrationStrategy::LazyStorage;

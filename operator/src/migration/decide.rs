@@ -165,7 +165,10 @@ impl Case<'_> {
     }
 
     pub fn place(&self, node: &str) -> Place {
-        Place { pod: pod_name(&self.written.source.pod, &self.written.id, self.written.attempt), node: node.to_owned() }
+        Place {
+            pod: pod_name(&self.written.source.pod, &self.written.id, self.written.attempt),
+            node: node.to_owned(),
+        }
     }
 }
 
@@ -192,7 +195,9 @@ fn settle(case: &Case<'_>) -> Decision {
         OperationSeen::Succeeded(_) => known(&|next| next.resumed_at = Some(MicroTime(case.now))),
         OperationSeen::Failed(_) => known(&|_| {}),
         OperationSeen::Running => Decision::Do(Effect::Cancel),
-        OperationSeen::Unknown | OperationSeen::Absent if pod.is_over() => known(&|next| next.source_stopped = Some(true)),
+        OperationSeen::Unknown | OperationSeen::Absent if pod.is_over() => {
+            known(&|next| next.source_stopped = Some(true))
+        }
         // A request could still be on its way.
         OperationSeen::Absent => match &written.finished_at {
             Some(finished) if since(finished.0, case.now) < case.limits.grace => case.wait(),
@@ -233,7 +238,9 @@ pub fn pod_name(before: &str, migration: &str, attempt: u32) -> String {
 /// Whether this is what [`pod_name`] adds: eight hexadecimal digits and a number.
 fn is_suffix(text: &str) -> bool {
     text.split_once('-').is_some_and(|(id, attempt)| {
-        id.len() == 8 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) && attempt.bytes().all(|byte| byte.is_ascii_digit())
+        id.len() == 8
+            && id.bytes().all(|byte| byte.is_ascii_hexdigit())
+            && attempt.bytes().all(|byte| byte.is_ascii_digit())
     })
 }
 

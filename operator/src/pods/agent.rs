@@ -145,12 +145,19 @@ pub(super) fn agent_container(settings: &AgentSettings, store: &str, credentials
 pub(super) fn volumes(tls_secret: String, credentials: Option<String>) -> Vec<Volume> {
     let empty = |name: &str, memory: bool| Volume {
         name: name.to_owned(),
-        empty_dir: Some(EmptyDirVolumeSource { medium: memory.then(|| "Memory".to_owned()), size_limit: None }),
+        empty_dir: Some(EmptyDirVolumeSource {
+            medium: memory.then(|| "Memory".to_owned()),
+            size_limit: None,
+        }),
         ..Default::default()
     };
     let secret = |name: &str, secret: String| Volume {
         name: name.to_owned(),
-        secret: Some(SecretVolumeSource { secret_name: Some(secret), default_mode: Some(0o400), ..Default::default() }),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(secret),
+            default_mode: Some(0o400),
+            ..Default::default()
+        }),
         ..Default::default()
     };
     let mut volumes = vec![
@@ -176,7 +183,8 @@ pub(super) fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
 
 fn requests(cpu: &str, memory: &str) -> ResourceRequirements {
     let quantity = |text: &str| Quantity(text.to_owned());
-    let requests = BTreeMap::from([("cpu".to_owned(), quantity(cpu)), ("memory".to_owned(), quantity(memory))]);
+    let requests =
+        BTreeMap::from([("cpu".to_owned(), quantity(cpu)), ("memory".to_owned(), quantity(memory))]);
     ResourceRequirements { requests: Some(requests), ..Default::default() }
 }
 

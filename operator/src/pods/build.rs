@@ -1,7 +1,8 @@
 //! From a template to a pod.
 
 use k8s_openapi::api::core::v1::{
-    Affinity, Container, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Probe,
+    Affinity, Container, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec,
+    Probe,
 };
 use kube::{Resource, ResourceExt, api::ObjectMeta};
 
@@ -63,7 +64,9 @@ pub enum Unsupported {
     #[error("spec.template.spec.containers is empty: there is nothing to run")]
     NoContainer,
     /// Two containers of one name.
-    #[error("a container or volume of spec.template is called {name}, which is the operator's own name for one; rename it")]
+    #[error(
+        "a container or volume of spec.template is called {name}, which is the operator's own name for one; rename it"
+    )]
     NameTaken {
         /// The name.
         name: String,
@@ -152,7 +155,9 @@ fn check(spec: &PodSpec) -> Result<(), Unsupported> {
     let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
     let volumes = spec.volumes.iter().flatten().map(|volume| &volume.name);
     let mut names = containers.map(|container| &container.name).chain(volumes);
-    if let Some(name) = names.find(|name| [AGENT, TOOLS, RUN].contains(&name.as_str()) || name.starts_with("migration-")) {
+    if let Some(name) =
+        names.find(|name| [AGENT, TOOLS, RUN].contains(&name.as_str()) || name.starts_with("migration-"))
+    {
         return Err(Unsupported::NameTaken { name: name.clone() });
     }
     if spec.host_pid == Some(true) {
@@ -195,7 +200,9 @@ fn launch(container: &mut Container, app: &str, role: Role<'_>) {
 /// succeeded once, it decides nothing: it is made the startup probe as well, with an hour's patience.
 fn hold_back_liveness(container: &mut Container) {
     const PATIENCE_S: i32 = 3600;
-    let Some(probe) = container.startup_probe.clone().or_else(|| container.liveness_probe.clone()) else { return };
+    let Some(probe) = container.startup_probe.clone().or_else(|| container.liveness_probe.clone()) else {
+        return;
+    };
     container.startup_probe = Some(Probe {
         failure_threshold: Some(PATIENCE_S),
         initial_delay_seconds: None,

@@ -25,7 +25,7 @@ pub fn store_url(storage: &Storage) -> String {
         (None, StorageType::Minio | StorageType::Gcs) => options.push("region=us-east-1".to_owned()),
         (None, StorageType::S3) => {}
     }
-    if storage.kind == StorageType::Minio {
+    if storage.path_style.unwrap_or(storage.kind == StorageType::Minio) {
         options.push("path-style=true".to_owned());
     }
     let options = if options.is_empty() { String::new() } else { format!("?{}", options.join("&")) };
@@ -49,7 +49,8 @@ pub fn credentials_file(secret: &BTreeMap<String, ByteString>) -> Option<String>
     if let Some(file) = secret.get(CREDENTIALS_KEY) {
         return String::from_utf8(file.0.clone()).ok();
     }
-    let id = value(&["AWS_ACCESS_KEY_ID", "accessKeyID", "accessKeyId", "accessKey", "access-key", "access_key"])?;
+    let id =
+        value(&["AWS_ACCESS_KEY_ID", "accessKeyID", "accessKeyId", "accessKey", "access-key", "access_key"])?;
     let key = value(&["AWS_SECRET_ACCESS_KEY", "secretAccessKey", "secretKey", "secret-key", "secret_key"])?;
     let token = value(&["AWS_SESSION_TOKEN", "sessionToken"]);
     let token = token.map(|token| format!("aws_session_token = {token}\n")).unwrap_or_default();
@@ -61,14 +62,36 @@ mod tests {
     use super::*;
 
     fn secret(entries: &[(&str, &str)]) -> BTreeMap<String, ByteString> {
-        entries.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec()))).collect()
+        entries
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())))
+            .collect()
+    }
+
+    #[test]
+    fn a_stores_address_says_what_its_kind_needs() {
+        let url = |yaml: &str| store_url(&serde_saphyr::from_str(yaml).unwrap());
+        assert_eq!(url("{type: s3, bucket: b, region: eu-central-1}"), "s3://b?region=eu-central-1");
+        assert_eq!(
+            url("{type: minio, bucket: b, endpoint: 'http://minio:9000/'}"),
+            "s3://b?endpoint=http://minio:9000&region=us-east-1&path-style=true"
+        );
+        assert_eq!(
+            url("{type: gcs, bucket: b}"),
+            "s3://b?endpoint=https://storage.googleapis.com&region=us-east-1"
+        );
+        let told = "{type: minio, bucket: b, endpoint: 'http://m', pathStyle: false}";
+        assert_eq!(url(told), "s3://b?endpoint=http://m&region=us-east-1");
     }
 
     #[test]
     fn credentials_are_found_under_the_names_people_use() {
         let expected = "[default]\naws_access_key_id = id\naws_secret_access_key = key\n";
         for names in [["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"], ["accessKey", "secretKey"]] {
-            assert_eq!(credentials_file(&secret(&[(names[0], "id\n"), (names[1], "key")])).as_deref(), Some(expected));
+            assert_eq!(
+                credentials_file(&secret(&[(names[0], "id\n"), (names[1], "key")])).as_deref(),
+                Some(expected)
+            );
         }
         assert_eq!(credentials_file(&secret(&[("accessKey", "id")])), None);
         assert_eq!(credentials_file(&secret(&[("accessKey", "id\nx = 1"), ("secretKey", "key")])), None);

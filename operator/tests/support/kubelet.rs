@@ -126,7 +126,9 @@ impl Kubelets {
             }
             known.insert(uid, leaving);
             let kubelets = self.clone();
-            work.spawn(async move { if leaving { kubelets.end(pod).await } else { kubelets.begin(pod).await } });
+            work.spawn(
+                async move { if leaving { kubelets.end(pod).await } else { kubelets.begin(pod).await } },
+            );
             while work.try_join_next().is_some() {}
         }
     }
@@ -142,9 +144,14 @@ impl Kubelets {
         if spec.node_name.is_none() {
             let binding = Binding {
                 metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
-                target: ObjectReference { kind: Some("Node".into()), name: Some(node.clone()), ..Default::default() },
+                target: ObjectReference {
+                    kind: Some("Node".into()),
+                    name: Some(node.clone()),
+                    ..Default::default()
+                },
             };
-            let bound: Result<Value, _> = self.pods().create_subresource("binding", &name, &PostParams::default(), &binding).await;
+            let bound: Result<Value, _> =
+                self.pods().create_subresource("binding", &name, &PostParams::default(), &binding).await;
             if bound.is_err() {
                 return;
             }
@@ -157,7 +164,11 @@ impl Kubelets {
         let agent = self.agents.start(&self.world, &ip).await;
         self.running.lock().await.insert(pod.uid().unwrap_or_default(), agent);
         if pod.annotations().get(ROLE_ANNOTATION).is_some_and(|role| role == "launched") {
-            let app = format!("{CLUSTER}/{}/{}", self.namespace, pod.labels().get(APP_LABEL).cloned().unwrap_or_default());
+            let app = format!(
+                "{CLUSTER}/{}/{}",
+                self.namespace,
+                pod.labels().get(APP_LABEL).cloned().unwrap_or_default()
+            );
             let mut world = self.world.lock();
             world.run(&app, &ip);
             world.entry(&app).launches += 1;
@@ -167,13 +178,17 @@ impl Kubelets {
                 "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}})
         };
         let containers: Vec<Value> = spec.containers.iter().map(|one| running(&one.name)).collect();
-        assert!(spec.containers.iter().any(|one| one.name == AGENT), "this API server has no native sidecars");
+        assert!(
+            spec.containers.iter().any(|one| one.name == AGENT),
+            "this API server has no native sidecars"
+        );
         let status = json!({"status": {
             "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "containerStatuses": containers,
             "conditions": [{"type": "Ready", "status": "True"}]
         }});
         for _ in 0..100 {
-            let patched = self.pods().patch_status(&name, &PatchParams::default(), &Patch::Merge(&status)).await;
+            let patched =
+                self.pods().patch_status(&name, &PatchParams::default(), &Patch::Merge(&status)).await;
             match patched {
                 Ok(_) => return,
                 Err(kube::Error::Api(status)) if status.code == 404 => return,

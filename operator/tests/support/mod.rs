@@ -11,16 +11,20 @@ use std::{
     fmt::Debug,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use futures::future::{join_all, pending};
+use futures::{
+    StreamExt,
+    future::{join_all, pending},
+};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, ResourceExt,
     api::{ListParams, Patch, PatchParams, PostParams},
+    runtime::{WatchStreamExt, watcher},
 };
 use migration_kube::Cluster;
 use migration_operator::{
@@ -49,6 +53,8 @@ pub struct Scene {
     pub agents: Scripted,
     /// Nodes that do not start pods.
     pub slow: Arc<Mutex<Vec<String>>>,
+    /// The operators' requests to the API server.
+    pub requests: Arc<AtomicUsize>,
     _kubelet: Kubelet,
 }
 
@@ -84,7 +90,7 @@ impl Scene {
         let filter = tracing_subscriber::EnvFilter::new("warn,migration_operator=info");
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let namespace = cluster.namespace(name).await.expect("a namespace");
-        let client = cluster.client().await.expect("a client");
+        let client = impatient(cluster.client().await.expect("a client"), &namespace);
         let scene_label = json!({"scene": namespace, "kubernetes.io/arch": "amd64"});
         join_all(["a", "b", "c"].map(|node| {
             let (client, name, labels) = (client.clone(), format!("{namespace}-{node}"), scene_label.clone());
@@ -94,7 +100,8 @@ impl Scene {
         let (world, agents, slow) = (World::new(), Scripted::default(), Arc::default());
         let home = format!("{namespace}-a");
         let kubelet = Kubelet::start(client.clone(), &namespace, &home, &world, &agents, Arc::clone(&slow));
-        Self { client, namespace, world, agents, slow, _kubelet: kubelet }
+        let requests = Arc::default();
+        Self { client, namespace, world, agents, slow, requests, _kubelet: kubelet }
     }
 
     pub fn node(&self, letter: &str) -> String {
@@ -111,7 +118,11 @@ impl Scene {
             cluster: CLUSTER.to_owned(),
             namespace: self.namespace.clone(),
             agent: AgentSettings { native_sidecar: false, ..AgentSettings::default() },
-            limits: Limits { look: Duration::from_millis(200), grace: Duration::from_secs(3), ..Limits::default() },
+            limits: Limits {
+                look: Duration::from_millis(200),
+                grace: Duration::from_secs(3),
+                ..Limits::default()
+            },
             interruptible_label: None,
             only: Some(self.namespace.clone()),
             resync: Duration::from_secs(5),
@@ -123,10 +134,26 @@ impl Scene {
     }
 
     pub fn operator_with(&self, settings: Settings) -> Operator {
-        let leading = Arc::new(AtomicBool::new(true));
+        self.led(settings, Arc::new(AtomicBool::new(true)))
+    }
+
+    /// One that works only while it leads.
+    pub fn led(&self, settings: Settings, leading: Arc<AtomicBool>) -> Operator {
         let agents = Arc::new(self.agents.clone());
-        let running = controller::run(self.client.clone(), agents, settings, Arc::clone(&leading), |_| {}, pending());
+        let running =
+            controller::run(self.counted(), agents, settings, Arc::clone(&leading), |_| {}, pending());
         Operator { task: tokio::spawn(running), leading }
+    }
+
+    /// A client whose requests are counted.
+    fn counted(&self) -> Client {
+        let (client, requests) = (self.client.clone(), Arc::clone(&self.requests));
+        let service = tower::service_fn(move |request| {
+            requests.fetch_add(1, Ordering::SeqCst);
+            let client = client.clone();
+            async move { client.send(request).await }
+        });
+        Client::new(service, self.namespace.clone())
     }
 
     pub fn apps(&self) -> Api<MigratableApp> {
@@ -201,9 +228,35 @@ impl Scene {
 
     pub async fn until_stage(&self, name: &str, stage: MigrationStage) -> MigratableAppStatus {
         self.until(name, &format!("{stage:?}"), |status| {
-            status.migration.as_ref().is_some_and(|migration| migration.stage == stage || migration.stage.is_over())
+            status
+                .migration
+                .as_ref()
+                .is_some_and(|migration| migration.stage == stage || migration.stage.is_over())
         })
         .await
+    }
+
+    /// Does something in the moment in which a stage has been written down.
+    pub fn when_written<T: Send + 'static>(
+        &self,
+        name: &str,
+        stage: MigrationStage,
+        then: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+        let mut changes = watcher(self.apps(), only).default_backoff().applied_objects().boxed();
+        tokio::spawn(async move {
+            let written = async {
+                while let Some(change) = changes.next().await {
+                    let status = change.ok().and_then(|app| app.status).unwrap_or_default();
+                    if status.migration.is_some_and(|migration| migration.stage == stage) {
+                        return;
+                    }
+                }
+            };
+            tokio::time::timeout(PATIENCE, written).await.expect("the stage is written down");
+            then()
+        })
     }
 
     /// Annotates the pod in which an application runs.
@@ -215,11 +268,15 @@ impl Scene {
 
     pub async fn annotate_app(&self, app: &str, annotations: Value) {
         let patch = json!({"metadata": {"annotations": annotations}});
-        self.apps().patch(app, &PatchParams::default(), &Patch::Merge(&patch)).await.expect("application annotated");
+        self.apps()
+            .patch(app, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+            .expect("application annotated");
     }
 
     pub async fn trigger(&self, app: &str) {
-        self.annotate_pod(app, json!({"migration.io/trigger": "requested", "migration.io/reason": "test"})).await;
+        self.annotate_pod(app, json!({"migration.io/trigger": "requested", "migration.io/reason": "test"}))
+            .await;
     }
 
     /// Waits until the only pod left is the one it runs in, and gives its address.
@@ -228,7 +285,13 @@ impl Scene {
         loop {
             let current = self.status(app).await.current_pod_name;
             let labelled = ListParams::default().labels(&format!("migration.io/app={app}"));
-            let pods = self.pods().list(&labelled).await.expect("pods").items;
+            let Ok(pods) = self.pods().list(&labelled).await else {
+                // The API server is away.
+                assert!(begun.elapsed() < PATIENCE, "{app}: pods cannot be listed");
+                sleep(Duration::from_millis(200)).await;
+                continue;
+            };
+            let pods = pods.items;
             if let [pod] = &pods[..]
                 && Some(pod.name_any()) == current
             {
@@ -250,12 +313,25 @@ impl Scene {
 
     /// Reasons of the events about an application, oldest first.
     pub async fn events(&self, app: &str) -> Vec<String> {
-        let events: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(self.client.clone(), &self.namespace);
+        let events: Api<k8s_openapi::api::events::v1::Event> =
+            Api::namespaced(self.client.clone(), &self.namespace);
         let mut all = events.list(&ListParams::default()).await.expect("events").items;
         all.retain(|event| event.regarding.as_ref().is_some_and(|about| about.name.as_deref() == Some(app)));
         all.sort_by_key(|event| event.event_time.clone());
         all.into_iter().filter_map(|event| event.reason).collect()
     }
+}
+
+/// A client whose requests fail when there is no answer, instead of waiting for ever.
+fn impatient(client: Client, namespace: &str) -> Client {
+    let service = tower::service_fn(move |request| {
+        let client = client.clone();
+        async move {
+            let answer = tokio::time::timeout(Duration::from_secs(30), client.send(request)).await;
+            answer.unwrap_or_else(|_| Err(kube::Error::Service("no answer in time".into())))
+        }
+    });
+    Client::new(service, namespace)
 }
 
 /// Whether a condition is true.

@@ -9,12 +9,13 @@ use std::{
 
 use migration_operator::agents::{AgentError, Agents, At};
 use migration_proto::agent::{
-    AgentStatus, ArrivingTree, CancelOperationRequest, Capability, CheckpointResult, CollectRequest, CollectResponse,
-    DirtyVolume, ErrorDetail, FinalDumpRequest, FinishHandoverRequest, FinishHandoverResponse, Frame,
-    GetDirtyVolumeRequest, GetStatusRequest, HandoverResult, ListCheckpointsRequest, ListCheckpointsResponse,
-    ListHandoversRequest, ListHandoversResponse, ListOperationsRequest, ListOperationsResponse, Operation,
-    OperationKind, OperationState, PreCheckpointRequest, ReadFramesRequest, Reason, RestoreRequest, RestoreResult,
-    StatusDetails, StoppedTree, StoredCheckpoint, Strategy, TakeBackRequest, TakeBackResponse, WatchRequest,
+    AgentStatus, ArrivingTree, CancelOperationRequest, Capability, CheckpointResult, CollectRequest,
+    CollectResponse, DirtyVolume, ErrorDetail, FinalDumpRequest, FinishHandoverRequest,
+    FinishHandoverResponse, Frame, GetDirtyVolumeRequest, GetStatusRequest, HandoverResult,
+    ListCheckpointsRequest, ListCheckpointsResponse, ListHandoversRequest, ListHandoversResponse,
+    ListOperationsRequest, ListOperationsResponse, Operation, OperationKind, OperationState,
+    PreCheckpointRequest, ReadFramesRequest, Reason, RestoreRequest, RestoreResult, StatusDetails,
+    StoppedTree, StoredCheckpoint, Strategy, TakeBackRequest, TakeBackResponse, WatchRequest,
     agent_server::{self, AgentServer},
     handovers_server::{self, HandoversServer},
     operation::Outcome,
@@ -43,7 +44,8 @@ impl Agents for Scripted {
         let found = self.at.lock().unwrap_or_else(PoisonError::into_inner).get(&at.pod_ip).copied();
         let unreachable = |reason: String| AgentError::Unreachable { address: at.pod_ip.clone(), reason };
         let address = found.ok_or_else(|| unreachable("there is none".to_owned()))?;
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| unreachable(error.to_string()))?;
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|error| unreachable(error.to_string()))?;
         endpoint.connect().await.map_err(|error| unreachable(error.to_string()))
     }
 
@@ -125,7 +127,8 @@ fn status(reason: Reason) -> Status {
     let detail = detail(reason);
     let type_url = "type.googleapis.com/migration.agent.v1.ErrorDetail".to_owned();
     let any = prost_types::Any { type_url, value: detail.encode_to_vec() };
-    let details = StatusDetails { code: Code::Aborted.into(), message: detail.message.clone(), details: vec![any] };
+    let details =
+        StatusDetails { code: Code::Aborted.into(), message: detail.message.clone(), details: vec![any] };
     Status::with_details(Code::Aborted, detail.message, details.encode_to_vec().into())
 }
 
@@ -147,7 +150,9 @@ impl ScriptedAgent {
         if let Some(known) = self.journal(|all| all.iter().find(|one| one.id == asked.id).cloned()) {
             return Ok(Response::new(known));
         }
-        let busy = self.journal(|all| all.iter().any(|one| one.app == asked.app && one.state() == OperationState::Running));
+        let busy = self.journal(|all| {
+            all.iter().any(|one| one.app == asked.app && one.state() == OperationState::Running)
+        });
         if busy {
             return Err(status(Reason::Busy));
         }
@@ -182,7 +187,9 @@ impl ScriptedAgent {
         let until = tokio::time::Instant::now() + takes.min(limit);
         while tokio::time::Instant::now() < until {
             sleep(Duration::from_millis(5)).await;
-            let cancelled = self.journal(|all| all.iter().any(|one| one.id == asked.id && one.state() != OperationState::Running));
+            let cancelled = self.journal(|all| {
+                all.iter().any(|one| one.id == asked.id && one.state() != OperationState::Running)
+            });
             if cancelled || Arc::strong_count(&self.operations) == 1 {
                 return;
             }
@@ -197,7 +204,9 @@ impl ScriptedAgent {
 
     fn end(&self, id: &str, outcome: Outcome) {
         self.journal(|all| {
-            let Some(operation) = all.iter_mut().find(|one| one.id == id && one.state() == OperationState::Running) else {
+            let Some(operation) =
+                all.iter_mut().find(|one| one.id == id && one.state() == OperationState::Running)
+            else {
                 return;
             };
             let failed = matches!(outcome, Outcome::Error(_));
@@ -266,7 +275,9 @@ impl ScriptedAgent {
                 return Err(Reason::HandoverOver);
             }
             Some(_) => asked.checkpoint.clone(),
-            None if asked.checkpoint.is_empty() => app.checkpoints.last().cloned().ok_or(Reason::NoCheckpoint)?,
+            None if asked.checkpoint.is_empty() => {
+                app.checkpoints.last().cloned().ok_or(Reason::NoCheckpoint)?
+            }
             None if !app.checkpoints.contains(&asked.checkpoint) => return Err(Reason::UnknownCheckpoint),
             None => asked.checkpoint.clone(),
         };
@@ -339,9 +350,8 @@ impl agent_server::Agent for ScriptedAgent {
             detail: "scripted".to_owned(),
         };
         let mut arriving = Vec::new();
-        let restored = self.journal(|all| {
-            all.iter().rev().find(|one| one.kind() == OperationKind::Restore).cloned()
-        });
+        let restored =
+            self.journal(|all| all.iter().rev().find(|one| one.kind() == OperationKind::Restore).cloned());
         if let Some(restored) = restored.filter(|one| one.state() == OperationState::Succeeded)
             && unix_ms() < restored.finished_unix_ms + world.resident_after.as_millis() as u64
         {
@@ -360,7 +370,12 @@ impl agent_server::Agent for ScriptedAgent {
                 self.world.lock().entry(&app).stopped = None;
             }
         }
-        Ok(Response::new(AgentStatus { version: "scripted".to_owned(), capabilities, arriving, ..Default::default() }))
+        Ok(Response::new(AgentStatus {
+            version: "scripted".to_owned(),
+            capabilities,
+            arriving,
+            ..Default::default()
+        }))
     }
 
     async fn get_dirty_volume(&self, _: Request<GetDirtyVolumeRequest>) -> Answer<DirtyVolume> {
@@ -368,7 +383,10 @@ impl agent_server::Agent for ScriptedAgent {
         Ok(Response::new(DirtyVolume { bytes: 50_000_000, upload_bytes: 50_000_000, checkpoints: 1 }))
     }
 
-    async fn list_operations(&self, request: Request<ListOperationsRequest>) -> Answer<ListOperationsResponse> {
+    async fn list_operations(
+        &self,
+        request: Request<ListOperationsRequest>,
+    ) -> Answer<ListOperationsResponse> {
         self.called("ListOperations").await?;
         let app = request.into_inner().app;
         let operations = self.journal(|all| all.iter().rev().filter(|one| one.app == app).cloned().collect());
@@ -383,12 +401,22 @@ impl agent_server::Agent for ScriptedAgent {
         known.map(Response::new).ok_or_else(|| status(Reason::UnknownOperation))
     }
 
-    async fn list_checkpoints(&self, request: Request<ListCheckpointsRequest>) -> Answer<ListCheckpointsResponse> {
+    async fn list_checkpoints(
+        &self,
+        request: Request<ListCheckpointsRequest>,
+    ) -> Answer<ListCheckpointsResponse> {
         self.called("ListCheckpoints").await?;
         let app = self.world.app(&request.into_inner().app);
-        let one = |id: &String| StoredCheckpoint { checkpoint: id.clone(), created_unix_ms: unix_ms(), ..Default::default() };
+        let one = |id: &String| StoredCheckpoint {
+            checkpoint: id.clone(),
+            created_unix_ms: unix_ms(),
+            ..Default::default()
+        };
         let checkpoints: Vec<_> = app.checkpoints.iter().map(one).collect();
-        Ok(Response::new(ListCheckpointsResponse { stored_bytes: 1000 * checkpoints.len() as u64, checkpoints }))
+        Ok(Response::new(ListCheckpointsResponse {
+            stored_bytes: 1000 * checkpoints.len() as u64,
+            checkpoints,
+        }))
     }
 
     async fn collect(&self, request: Request<CollectRequest>) -> Answer<CollectResponse> {
@@ -400,7 +428,11 @@ impl agent_server::Agent for ScriptedAgent {
         app.collected |= request.all;
         let excess = app.checkpoints.len().saturating_sub(keep);
         let deleted: Vec<String> = app.checkpoints.drain(..excess).collect();
-        Ok(Response::new(CollectResponse { freed_bytes: 1000 * deleted.len() as u64, deleted, kept: Vec::new() }))
+        Ok(Response::new(CollectResponse {
+            freed_bytes: 1000 * deleted.len() as u64,
+            deleted,
+            kept: Vec::new(),
+        }))
     }
 
     type WatchStream = Empty<Result<Operation, Status>>;
@@ -428,7 +460,12 @@ impl handovers_server::Handovers for ScriptedAgent {
         let app = self.world.app(&name);
         let here = app.stopped.filter(|(pod, ..)| *pod == self.pod);
         let handovers = here
-            .map(|(_, handover, generation)| StoppedTree { app: name, handover, generation, ..Default::default() })
+            .map(|(_, handover, generation)| StoppedTree {
+                app: name,
+                handover,
+                generation,
+                ..Default::default()
+            })
             .into_iter()
             .collect();
         Ok(Response::new(ListHandoversResponse { handovers }))
