@@ -200,8 +200,12 @@ async fn a_pod_that_asks_gets_launcher_agent_and_secrets_and_keeps_everything_el
     assert_eq!(web.volume_mounts.as_ref().unwrap().len(), 3);
     assert_eq!(spec.volumes.as_ref().unwrap()[0].name, "data");
     // Every Secret that it mounts is there.
-    let mounted: Vec<String> =
-        spec.volumes.iter().flatten().filter_map(|volume| volume.secret.as_ref()?.secret_name.clone()).collect();
+    let mounted: Vec<String> = spec
+        .volumes
+        .iter()
+        .flatten()
+        .filter_map(|volume| volume.secret.as_ref()?.secret_name.clone())
+        .collect();
     assert!(!mounted.is_empty());
     for name in mounted {
         let secret: Secret = place.api().get(&name).await.unwrap();
@@ -212,7 +216,8 @@ async fn a_pod_that_asks_gets_launcher_agent_and_secrets_and_keeps_everything_el
 #[tokio::test(flavor = "multi_thread")]
 async fn other_pods_are_left_alone() {
     let place = place(Some(DEFAULTS)).await;
-    let made: Pod = place.api().create(&PostParams::default(), &pod("plain", false, Some("web"))).await.unwrap();
+    let made: Pod =
+        place.api().create(&PostParams::default(), &pod("plain", false, Some("web"))).await.unwrap();
     assert!(!is_treated(&made));
     let mut owned = pod("owned", true, Some("web"));
     owned.metadata.labels.get_or_insert_default().insert("migration.io/app".to_owned(), "app".to_owned());
@@ -247,8 +252,11 @@ async fn pods_run_while_no_operator_answers() {
     place.server.abort();
     let begun = Instant::now();
     for number in 0.. {
-        let made: Pod =
-            place.api().create(&PostParams::default(), &pod(&format!("web-{number}"), true, Some("web"))).await.unwrap();
+        let made: Pod = place
+            .api()
+            .create(&PostParams::default(), &pod(&format!("web-{number}"), true, Some("web")))
+            .await
+            .unwrap();
         if !is_treated(&made) {
             return;
         }
@@ -265,7 +273,8 @@ async fn a_dry_run_makes_no_secret() {
     assert!(is_treated(&made));
     let secrets: Api<Secret> = place.api();
     let ours = secrets.list(&ListParams::default()).await.unwrap();
-    let ours: Vec<_> = ours.iter().map(ResourceExt::name_any).filter(|name| name.contains("migration")).collect();
+    let ours: Vec<_> =
+        ours.iter().map(ResourceExt::name_any).filter(|name| name.contains("migration")).collect();
     assert!(ours.is_empty(), "{ours:?}");
 }
 
@@ -296,7 +305,8 @@ async fn a_deployment_does_not_fight_what_was_added_to_its_pods() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     };
     assert!(first.iter().all(is_treated));
-    let apps: std::collections::BTreeSet<_> = first.iter().map(|pod| pod.labels()["migration.io/app"].clone()).collect();
+    let apps: std::collections::BTreeSet<_> =
+        first.iter().map(|pod| pod.labels()["migration.io/app"].clone()).collect();
     assert_eq!(apps.len(), 3, "each pod is an application of its own: {apps:?}");
     // The controller has looked at what came of its request, and makes no others.
     let deployments: Api<Deployment> = place.api();
@@ -308,7 +318,9 @@ async fn a_deployment_does_not_fight_what_was_added_to_its_pods() {
         assert!(begun.elapsed() < PATIENCE, "{status:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let uids = |pods: Vec<Pod>| pods.into_iter().filter_map(|pod| pod.metadata.uid).collect::<std::collections::BTreeSet<_>>();
+    let uids = |pods: Vec<Pod>| {
+        pods.into_iter().filter_map(|pod| pod.metadata.uid).collect::<std::collections::BTreeSet<_>>()
+    };
     let later = pods.list(&ListParams::default()).await.unwrap().items;
     assert_eq!(uids(later), uids(first));
 }
@@ -316,9 +328,11 @@ async fn a_deployment_does_not_fight_what_was_added_to_its_pods() {
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_belong_to_their_pod_and_are_renewed() {
     let mut place = place(Some(DEFAULTS)).await;
-    let made: Pod = place.api().create(&PostParams::default(), &pod("db-0", true, Some("web"))).await.unwrap();
+    let made: Pod =
+        place.api().create(&PostParams::default(), &pod("db-0", true, Some("web"))).await.unwrap();
     let spec = made.spec.clone().unwrap();
-    let name = spec.volumes.iter().flatten().find_map(|volume| volume.secret.as_ref()?.secret_name.clone()).unwrap();
+    let name =
+        spec.volumes.iter().flatten().find_map(|volume| volume.secret.as_ref()?.secret_name.clone()).unwrap();
     let secrets: Api<Secret> = place.api();
     let before = secrets.get(&name).await.unwrap();
     place.pods.apply_watcher_event(&watcher::Event::Apply(made.clone()));

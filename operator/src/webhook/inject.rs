@@ -88,8 +88,10 @@ fn app_name(pod: &Pod, request: &str) -> String {
     if let Some(name) = pod.metadata.name.clone().filter(|name| !name.is_empty()).filter(fits) {
         return name;
     }
-    let given = pod.metadata.name.as_ref().filter(|name| !name.is_empty()).or(pod.metadata.generate_name.as_ref());
-    let base: String = given.map_or("pod", String::as_str).replace('.', "-").chars().take(NAME_LIMIT - SUFFIX - 1).collect();
+    let given =
+        pod.metadata.name.as_ref().filter(|name| !name.is_empty()).or(pod.metadata.generate_name.as_ref());
+    let base: String =
+        given.map_or("pod", String::as_str).replace('.', "-").chars().take(NAME_LIMIT - SUFFIX - 1).collect();
     let suffix: String = request.chars().filter(char::is_ascii_alphanumeric).take(SUFFIX).collect();
     format!("{}-{}", base.trim_matches('-'), suffix.to_ascii_lowercase())
 }
@@ -100,7 +102,11 @@ fn patch(pod: &Pod, built: &Pod, moved: &str, app: &str) -> Vec<Value> {
     let mut patch = Patch(Vec::new());
     patch.into_map("/metadata/labels", pod.metadata.labels.is_none(), &[(APP_LABEL, app)]);
     // There is one at least: it is what has asked.
-    patch.into_map("/metadata/annotations", false, &[(INJECTED_ANNOTATION, "true"), (ROLE_ANNOTATION, "launched")]);
+    patch.into_map(
+        "/metadata/annotations",
+        false,
+        &[(INJECTED_ANNOTATION, "true"), (ROLE_ANNOTATION, "launched")],
+    );
 
     let init_before = before.init_containers.as_ref().map_or(0, Vec::len);
     let init_after = after.init_containers.unwrap_or_default();
@@ -187,7 +193,8 @@ mod tests {
     #[test]
     fn pods_of_applications_are_left_alone() {
         let asked = json!({"migration.io/enabled": "true"});
-        let pod = pod(json!({"name": "a", "annotations": asked, "labels": {"migration.io/app": "a"}}), plain());
+        let pod =
+            pod(json!({"name": "a", "annotations": asked, "labels": {"migration.io/app": "a"}}), plain());
         assert_eq!(tried(&pod).unwrap_err(), NotInjected::Nothing);
     }
 
@@ -228,7 +235,12 @@ mod tests {
         for operation in tried(&pod).unwrap().patch {
             assert_eq!(operation["op"], "add", "{operation}");
             let path = operation["path"].as_str().unwrap();
-            let whole = ["/spec/containers", "/spec/initContainers", "/spec/volumes", "/spec/containers/0/volumeMounts"];
+            let whole = [
+                "/spec/containers",
+                "/spec/initContainers",
+                "/spec/volumes",
+                "/spec/containers/0/volumeMounts",
+            ];
             assert!(!whole.contains(&path), "{operation}");
         }
     }

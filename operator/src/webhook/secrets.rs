@@ -52,8 +52,9 @@ async fn certify(
     owner: Option<OwnerReference>,
 ) -> Result<SystemTime, Missing> {
     let authorities = context.authorities.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let authorities = authorities
-        .ok_or_else(|| Missing::Because("NoCertificate", "the operator has only just begun; make the pod again".to_owned()))?;
+    let authorities = authorities.ok_or_else(|| {
+        Missing::Because("NoCertificate", "the operator has only just begun; make the pod again".to_owned())
+    })?;
     let identity = Identity::Agent {
         cluster: context.settings.cluster.clone(),
         namespace: app.namespace().unwrap_or_default(),
@@ -83,7 +84,9 @@ async fn apply(
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_forbidden() => Err(Missing::Because(
             "NamespaceNotAllowed",
-            format!("the operator may not write Secrets in namespace {namespace}; an administrator has to allow this namespace"),
+            format!(
+                "the operator may not write Secrets in namespace {namespace}; an administrator has to allow this namespace"
+            ),
         )),
         Err(error) => Err(Missing::Error(Error::kube("write a Secret")(error))),
     }
@@ -101,7 +104,9 @@ pub async fn keep(context: &Context) {
                 if renew_at.get(&uid).is_none_or(|at| *at <= SystemTime::now()) {
                     match renew(context, &pod, &uid).await {
                         Ok(at) => drop(renew_at.insert(uid, at)),
-                        Err(missing) => tracing::warn!(pod = pod.name_any(), ?missing, "its Secrets were not renewed"),
+                        Err(missing) => {
+                            tracing::warn!(pod = pod.name_any(), ?missing, "its Secrets were not renewed")
+                        }
                     }
                 }
             }

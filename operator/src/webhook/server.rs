@@ -8,7 +8,9 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, Response, StatusCode, body::Incoming, header, server::conn::http1, service::service_fn};
+use hyper::{
+    Method, Request, Response, StatusCode, body::Incoming, header, server::conn::http1, service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::{
     ServerConfig,
@@ -40,7 +42,8 @@ impl Serving {
     /// # Errors
     /// When it cannot be used; the one before stays.
     pub fn use_certificate(&self, own: &Issued) -> Result<(), String> {
-        let unusable = |error: &dyn std::fmt::Display| format!("the webhook's certificate cannot be used: {error}");
+        let unusable =
+            |error: &dyn std::fmt::Display| format!("the webhook's certificate cannot be used: {error}");
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(own.certificate.as_bytes()).collect();
         let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).map_err(|error| unusable(&error))?;
         // API servers of all supported versions speak 1.3.
@@ -69,11 +72,15 @@ pub async fn serve(listener: TcpListener, serving: Serving) -> ! {
                 continue;
             }
         };
-        let Some(config) = serving.config.read().unwrap_or_else(PoisonError::into_inner).clone() else { continue };
+        let Some(config) = serving.config.read().unwrap_or_else(PoisonError::into_inner).clone() else {
+            continue;
+        };
         let serving = serving.clone();
         connections.spawn(async move {
             // Whoever breaks off has what they wanted.
-            let Ok(Ok(stream)) = timeout(PATIENCE, TlsAcceptor::from(config).accept(stream)).await else { return };
+            let Ok(Ok(stream)) = timeout(PATIENCE, TlsAcceptor::from(config).accept(stream)).await else {
+                return;
+            };
             let service = service_fn(move |request| {
                 let serving = serving.clone();
                 async move { Ok::<_, Infallible>(answer(request, &serving).await) }
