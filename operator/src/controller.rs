@@ -48,8 +48,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 pub async fn reconcile(app: Arc<MigratableApp>, ctx: Arc<Context>) -> Result<Action, Error> {
     let begun = Instant::now();
     let uid = app.metadata.uid.clone().unwrap_or_default();
-    // Whatever it is broken off at is done again.
-    let result = timeout(LONGEST, look((*app).clone(), &ctx)).await.unwrap_or(Err(Error::TooLong));
+    // Whatever it is broken off at is done again. What it holds meanwhile is not small: it is kept off the stack.
+    let result = timeout(LONGEST, Box::pin(look((*app).clone(), &ctx))).await.unwrap_or(Err(Error::TooLong));
     ctx.metrics.reconciled(begun.elapsed(), result.as_ref().err().map(Error::word));
     if result.is_ok() {
         ctx.memory.update(&uid, |remembered| remembered.errors = 0);
@@ -60,21 +60,21 @@ pub async fn reconcile(app: Arc<MigratableApp>, ctx: Arc<Context>) -> Result<Act
 async fn look(app: MigratableApp, ctx: &Context) -> Result<Action, Error> {
     ctx.must_lead()?;
     if app.metadata.deletion_timestamp.is_some() {
-        return finalize::finalize(ctx, app).await;
+        return Box::pin(finalize::finalize(ctx, app)).await;
     }
     if !finalize::has_finalizer(&app) {
         finalize::add(ctx, &app).await?;
         return Ok(Action::await_change());
     }
     let under_way = app.status.as_ref().and_then(|status| status.migration.as_ref());
-    let next = if under_way.is_some() { migrate::migrate(ctx, app).await? } else { (app, None) };
+    let next = if under_way.is_some() { Box::pin(migrate::migrate(ctx, app)).await? } else { (app, None) };
     let (app, again) = next;
     let moves = app
         .status
         .as_ref()
         .and_then(|status| status.migration.as_ref())
         .is_some_and(|one| !one.stage.is_over());
-    let rest = if moves { None } else { Some(idle::idle(ctx, app).await?) };
+    let rest = if moves { None } else { Some(Box::pin(idle::idle(ctx, app)).await?) };
     let soonest = again.into_iter().chain(rest).min().unwrap_or(ctx.settings.resync);
     Ok(Action::requeue(soonest.max(Duration::from_millis(10))))
 }
