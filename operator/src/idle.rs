@@ -255,10 +255,10 @@ async fn present(
 ) -> Result<Duration, Error> {
     let Some(pod) = &found.pod else { return Ok(ctx.settings.limits.look) };
     let mut again = ctx.settings.resync;
-    if seen == PodSeen::Ready || seen == PodSeen::Leaving {
-        if let Some(rest) = asked(ctx, app, pod).await? {
-            return Ok(rest);
-        }
+    if matches!(seen, PodSeen::Ready | PodSeen::Leaving)
+        && let Some(rest) = asked(ctx, app, pod).await?
+    {
+        return Ok(rest);
     }
     let mut status = app.status.clone().unwrap_or_default();
     status.observed_generation = app.metadata.generation;

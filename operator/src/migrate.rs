@@ -53,7 +53,7 @@ pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp
         let mut decision = decide(written, &seen, limits, now());
         if let Decision::Do(effect) = decision {
             match act::act(ctx, &app, written, effect).await? {
-                Outcome::Done => return Ok((app, Some(limits.look / 2))),
+                Outcome::Done => return Ok((app, Some(limits.look / 10))),
                 Outcome::Refused(_) if effect == Effect::CreateTarget => {
                     seen.target = PodSeen::Ended;
                     decision = decide(written, &seen, limits, now());

@@ -53,13 +53,17 @@ fn everything_the_template_says_about_the_container_stays_but_for_its_command() 
     let mut moved = container(&pod, "containers", "redis").clone();
     let template = redis();
     let given = &template["containers"][0];
-    let launcher = ["/migration/bin/migration-launch", "--app", "prod/shop/cache", "--control", "/migration/run"];
+    let launcher =
+        ["/migration/bin/migration-launch", "--app", "prod/shop/cache", "--control", "/migration/run"];
     let mut command = launcher.to_vec();
     command.extend(["--pid-base", "10000", "--", "redis-server"]);
     assert_eq!(moved["command"], json!(command));
     let mounts = moved["volumeMounts"].as_array().unwrap().clone();
     assert_eq!(mounts[0], given["volumeMounts"][0]);
-    assert_eq!(mounts[1], json!({"name": "migration-tools", "mountPath": "/migration/bin", "readOnly": true}));
+    assert_eq!(
+        mounts[1],
+        json!({"name": "migration-tools", "mountPath": "/migration/bin", "readOnly": true})
+    );
     assert_eq!(mounts[2], json!({"name": "migration-run", "mountPath": "/migration/run"}));
     moved["command"] = given["command"].clone();
     moved["volumeMounts"] = given["volumeMounts"].clone();
@@ -83,7 +87,8 @@ fn a_target_waits_and_is_not_ended_by_the_probe_of_what_does_not_run_yet() {
     let startup = json!({"tcpSocket": {"port": 6379}, "periodSeconds": 1, "failureThreshold": 3600});
     assert_eq!(moved["startupProbe"], startup);
     assert_eq!(moved["livenessProbe"], redis()["containers"][0]["livenessProbe"]);
-    let terms = "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
+    let terms =
+        "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
     let field = json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node-b"]}]}]);
     assert_eq!(pod.pointer(terms), Some(&field));
     assert_eq!(pod["metadata"]["annotations"]["migration.io/migration"], "0123");
@@ -100,7 +105,8 @@ fn the_agent_is_a_sidecar_as_the_cluster_has_them() {
     let security = &agent["securityContext"];
     assert_eq!((&security["privileged"], &security["readOnlyRootFilesystem"]), (&Value::Null, &json!(true)));
     assert_eq!(security["capabilities"]["drop"], json!(["ALL"]));
-    let added: Vec<&str> = security["capabilities"]["add"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let added: Vec<&str> =
+        security["capabilities"]["add"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     for needed in ["SYS_ADMIN", "SYS_PTRACE", "CHECKPOINT_RESTORE", "SYS_RESOURCE"] {
         assert!(added.contains(&needed), "{needed}");
     }

@@ -179,7 +179,14 @@ async fn work(typed: &Run) -> Result<(), String> {
                     tokio::spawn(async move { webhook::keep(&context).await });
                 }
                 let ready = health.ready.clone();
-                tokio::spawn(renew_certificates(client, namespace, context.clone(), certified, webhook, ready));
+                tokio::spawn(renew_certificates(
+                    client,
+                    namespace,
+                    context.clone(),
+                    certified,
+                    webhook,
+                    ready,
+                ));
                 let _ = health.context.set(context);
             },
             stopping,

@@ -132,6 +132,7 @@ pub(super) fn restore(case: &Case<'_>) -> Decision {
             _ => Decision::Do(Effect::DeleteTarget),
         },
         OperationSeen::Absent if case.seen.target == PodSeen::Ready => Decision::Do(Effect::Restore),
+        OperationSeen::Running => case.wait_closely(),
         _ => case.wait(),
     }
 }

@@ -76,6 +76,7 @@ pub(super) fn dump(case: &Case<'_>) -> Decision {
         // What became of it is in the store, and nowhere else.
         OperationSeen::Unknown if case.seen.source.is_over() => lost(case),
         OperationSeen::Unknown if case.out_of_grace() => out_of_time(case),
+        OperationSeen::Running => case.wait_closely(),
         _ => case.wait(),
     }
 }

@@ -115,6 +115,11 @@ impl Case<'_> {
         Decision::Wait(self.limits.look)
     }
 
+    /// The application stands still: every moment counts.
+    pub fn wait_closely(&self) -> Decision {
+        Decision::Wait(self.limits.look / 10)
+    }
+
     pub fn end(&self, stage: MigrationStage, message: &str) -> Decision {
         self.record(|next| {
             next.stage = stage;
