@@ -1,5 +1,12 @@
 //! The operator's rights, on a real API server, with its own service account.
 
+mod support;
+
+use std::{
+    future::pending,
+    sync::{Arc, atomic::AtomicBool},
+};
+
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::{
     Api, Client,
@@ -7,11 +14,13 @@ use kube::{
 };
 use migration_kube::Cluster;
 use migration_operator::{
-    api::{MigratableApp, definition},
-    certificates,
+    api::{MigratableApp, migration::MigrationStage},
+    certificates, controller,
     manifests::{self, rbac},
 };
 use serde_json::{Value, json};
+
+use self::support::Scene;
 
 /// The namespaces of one test: the operator's, one that may have applications, one that may not.
 struct Place {
@@ -37,33 +46,39 @@ async fn settled<T, F: Future<Output = Result<T, kube::Error>>>(mut act: impl Fn
 }
 
 async fn place() -> Place {
-    let cluster = Cluster::shared().unwrap();
-    cluster.install(&definition().unwrap()).await.unwrap();
+    let cluster = support::cluster().await;
     let system = cluster.namespace("system").await.unwrap();
     let allowed = cluster.namespace("allowed").await.unwrap();
     let other = cluster.namespace("other").await.unwrap();
+    let operator = operator(cluster, &system, &allowed).await;
+    Place { cluster, operator, system, allowed, other }
+}
+
+/// The operator's service account with the roles that are shipped.
+async fn operator(cluster: &Cluster, system: &str, allowed: &str) -> Client {
     let options = manifests::Options {
-        namespace: system.clone(),
+        namespace: system.to_owned(),
         image: "operator".to_owned(),
         agent_image: "agent".to_owned(),
         cluster: "test".to_owned(),
-        allow: vec![allowed.clone()],
+        allow: vec![allowed.to_owned()],
     };
-    // Tests share the names that are not of a namespace; each has its own bindings of them.
-    let suffix = &system;
-    for document in manifests::documents(&options) {
-        let kind = document["kind"].as_str().unwrap().to_owned();
-        if !kind.contains("Role") {
-            continue;
-        }
-        let mut document = document;
-        if kind == "ClusterRoleBinding" {
-            document["metadata"]["name"] = json!(format!("migration-operator-{suffix}"));
+    for mut document in manifests::documents(&options) {
+        match document["kind"].as_str().unwrap() {
+            // Tests share the names that are not of a namespace; each has its own binding of them.
+            "ClusterRoleBinding" => {
+                document["metadata"]["name"] = json!(format!("migration-operator-{system}"))
+            }
+            kind if kind.contains("Role") => {}
+            _ => continue,
         }
         apply(cluster, &document);
     }
-    let operator = cluster.service_account(&system, manifests::NAME).await.unwrap();
-    Place { cluster, operator, system, allowed, other }
+    let operator = cluster.service_account(system, manifests::NAME).await.unwrap();
+    let pods: Api<Pod> = Api::all(operator.clone());
+    let one = ListParams::default().limit(1);
+    settled(|| pods.list(&one)).await;
+    operator
 }
 
 fn apply(cluster: &Cluster, document: &Value) {
@@ -98,11 +113,6 @@ fn resource(rule: &rbac::Rule) -> Vec<String> {
 #[tokio::test]
 async fn every_right_of_the_table_is_there() {
     let place = place().await;
-    settled(|| {
-        let pods: Api<Pod> = Api::all(place.operator.clone());
-        async move { pods.list(&ListParams::default()).await }
-    })
-    .await;
     let tables =
         [(rbac::CLUSTER, None), (rbac::NAMESPACE, Some(&place.allowed)), (rbac::SYSTEM, Some(&place.system))];
     for (table, namespace) in tables {
@@ -137,11 +147,6 @@ async fn every_right_of_the_table_is_there() {
 #[tokio::test]
 async fn what_is_not_in_the_table_is_refused() {
     let place = place().await;
-    settled(|| {
-        let pods: Api<Pod> = Api::all(place.operator.clone());
-        async move { pods.list(&ListParams::default()).await }
-    })
-    .await;
     let (allowed, other, system) = (place.allowed.as_str(), place.other.as_str(), place.system.as_str());
     for (verb, what, namespace) in [
         ("get", "secrets", None),
@@ -225,4 +230,21 @@ async fn with_these_rights_it_can_do_its_work() {
     assert!(matches!(refused, Err(kube::Error::Api(status)) if status.is_forbidden()));
     let maps: Api<ConfigMap> = Api::namespaced(operator, &place.allowed);
     assert!(maps.list(&ListParams::default()).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_moves_with_exactly_these_rights() {
+    let scene = Scene::new("rights").await;
+    let client = operator(support::cluster().await, &scene.namespace, &scene.namespace).await;
+    let leading = Arc::new(AtomicBool::new(true));
+    let agents = Arc::new(scene.agents.clone());
+    let operator =
+        tokio::spawn(controller::run(client, agents, scene.settings(), leading, |_| {}, pending()));
+    scene.create("app", json!({})).await;
+    scene.until_running("app").await;
+    scene.trigger("app").await;
+    let after = scene.until_over("app", 1).await;
+    assert_eq!(after.migration.map(|migration| migration.stage), Some(MigrationStage::Succeeded));
+    assert_ne!(after.current_node, Some(scene.node("a")));
+    operator.abort();
 }
