@@ -21,7 +21,7 @@ use crate::{
     migration::{FailureKind, since},
     observe::now,
     pods::RUN_PATH,
-    schedule::{self, Due, Facts},
+    schedule::{self, Due, Facts, Verdict},
     status::{condition, set},
 };
 
@@ -68,6 +68,12 @@ pub async fn look(
         bandwidth: known.bandwidth,
         failures: known.failures,
     };
+    if let Some(scheduler) = policy.deadline_scheduler.as_ref().filter(|scheduler| scheduler.dry_run())
+        && schedule::verdict(scheduler, &facts) != Verdict::Fits
+    {
+        let note = "a final dump would soon not fit into the deadline; without dryRun a checkpoint would be made now";
+        ctx.event(app, EventType::Normal, "CheckpointAdvised", note).await;
+    }
     match schedule::next(policy, &facts, now) {
         Due::Now => begin(ctx, app, pod, policy, now, status).await,
         Due::At(at) => since(now, at).max(Duration::from_millis(100)),
@@ -206,7 +212,6 @@ fn succeeded(
     ctx.metrics.checkpointed(true);
     ctx.memory.update(&uid, |remembered| {
         remembered.failures = 0;
-        remembered.failure = None;
         remembered.no_processes = false;
         let Some(Outcome::Checkpoint(result)) = &operation.outcome else { return };
         remembered.frozen = result.frozen_ms.map(|ms| Duration::from_secs_f64(ms.max(0.0) / 1e3));
@@ -225,7 +230,6 @@ fn failed(ctx: &Context, app: &MigratableApp, status: &mut MigratableAppStatus, 
     ctx.metrics.checkpointed(false);
     ctx.memory.update(&uid, |remembered| {
         remembered.failures = remembered.failures.saturating_add(1);
-        remembered.failure = Some(why.to_owned());
         remembered.checkpoint_runs = false;
         // The next one is due some time from now.
         let id = remembered.checkpoint.take().map(|(id, _)| id).unwrap_or_default();

@@ -81,10 +81,9 @@ pub(crate) struct Remembered {
     pub checkpoint: Option<(String, Timestamp)>,
     /// Whether that has not been seen to end.
     pub checkpoint_runs: bool,
-    /// Checkpoints that have failed since one succeeded, and why the last one did.
+    /// Checkpoints that have failed since one succeeded.
     pub failures: u32,
-    pub failure: Option<String>,
-    /// Whether it did because there are no processes to be checkpointed.
+    /// Whether the last one did because there are no processes to be checkpointed.
     pub no_processes: bool,
     /// From the last one that succeeded.
     pub frozen: Option<Duration>,

@@ -2,7 +2,6 @@
 
 use migration_proto::agent::{ErrorDetail, Operation, OperationState, Reason, Strategy, operation::Outcome};
 
-use super::AgentError;
 use crate::{
     api::migration::MigrationStrategy,
     migration::{Done, Failure, FailureKind, OperationSeen},
@@ -51,14 +50,6 @@ pub fn failure(detail: &ErrorDetail) -> Failure {
     let message = hint.map_or_else(|| detail.message.clone(), |hint| format!("{}; {hint}", detail.message));
     let checkpoint = Some(detail.checkpoint.clone()).filter(|id| !id.is_empty());
     Failure { kind, message, checkpoint }
-}
-
-/// What follows from a call that an agent has refused; nothing is known of one that was not answered.
-pub fn failure_of(error: &AgentError) -> Option<Failure> {
-    match error {
-        AgentError::Refused(detail) => Some(failure(detail)),
-        AgentError::Unreachable { .. } | AgentError::Certificates(_) => None,
-    }
 }
 
 /// An agent's name for a strategy.

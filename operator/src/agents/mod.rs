@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 
 pub use self::{
     client::{Agent, AgentError},
-    meaning::{failure, failure_of, seen, wire_strategy},
+    meaning::{failure, seen, wire_strategy},
     tls::Mtls,
 };
 

@@ -184,14 +184,17 @@ impl Scene {
     }
 
     pub async fn status(&self, name: &str) -> MigratableAppStatus {
-        for _ in 0..600 {
+        let begun = Instant::now();
+        loop {
             match self.apps().get_opt(name).await {
                 Ok(app) => return app.and_then(|app| app.status).unwrap_or_default(),
-                // The API server is away.
-                Err(_) => sleep(Duration::from_millis(200)).await,
+                // The API server is away, or does not know its groups again yet.
+                Err(error) => {
+                    assert!(begun.elapsed() < 3 * PATIENCE, "the API server does not answer: {error}")
+                }
             }
+            sleep(Duration::from_millis(200)).await;
         }
-        panic!("the API server does not answer")
     }
 
     /// Waits until a status is as wanted.
