@@ -50,6 +50,7 @@ fn notice(event: Event) -> Result<Notice, NoticeError> {
         source: Cloud::Azure,
         kind,
         deadline,
+        announced: None,
         event_id: Some(event.event_id),
         resources: event.resources,
     })

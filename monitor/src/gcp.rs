@@ -39,5 +39,12 @@ fn word(value: &[u8]) -> Result<&str, NoticeError> {
 }
 
 fn notice(kind: NoticeKind) -> Notice {
-    Notice { source: Cloud::Gcp, kind, deadline: None, event_id: None, resources: Vec::new() }
+    Notice {
+        source: Cloud::Gcp,
+        kind,
+        deadline: None,
+        announced: None,
+        event_id: None,
+        resources: Vec::new(),
+    }
 }

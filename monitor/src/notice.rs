@@ -16,10 +16,21 @@ pub struct Notice {
     pub kind: NoticeKind,
     /// The earliest moment at which it may happen. Absent when the cloud does not say, or when it happens already.
     pub deadline: Option<Timestamp>,
+    /// When the cloud says that it announced it.
+    pub announced: Option<Timestamp>,
     /// The cloud's own id of the event, where it has one: the same notice read twice has the same id.
     pub event_id: Option<String>,
     /// Names of the machines concerned, where the document speaks of several; empty means the machine that asked.
     pub resources: Vec<String>,
+}
+
+impl Notice {
+    /// What tells it from other notices to the same machine, however often it is read.
+    pub fn key(&self) -> String {
+        let own = self.event_id.clone();
+        let own = own.or_else(|| self.deadline.or(self.announced).map(|time| time.as_second().to_string()));
+        format!("{}/{}/{}", self.source.word(), self.kind.word(), own.unwrap_or_default())
+    }
 }
 
 /// Clouds whose notices are understood.
@@ -52,6 +63,33 @@ pub enum NoticeKind {
     Pause,
     /// Something this version has no word for; the cloud's own word is kept.
     Unrecognised(String),
+}
+
+impl Cloud {
+    /// Its name, as in metrics and ids.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Aws => "aws",
+            Self::Gcp => "gcp",
+            Self::Azure => "azure",
+        }
+    }
+}
+
+impl NoticeKind {
+    /// Its name, as in metrics and ids.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Terminate => "terminate",
+            Self::Stop => "stop",
+            Self::Hibernate => "hibernate",
+            Self::RebalanceRecommended => "rebalance",
+            Self::Reboot => "reboot",
+            Self::Redeploy => "redeploy",
+            Self::Pause => "pause",
+            Self::Unrecognised(_) => "unrecognised",
+        }
+    }
 }
 
 /// Why a document is not a notice.

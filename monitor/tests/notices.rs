@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 fn simple(source: Cloud, kind: NoticeKind, deadline: Option<&str>) -> Notice {
     let deadline = deadline.map(|time| time.parse().expect("an RFC 3339 time"));
-    Notice { source, kind, deadline, event_id: None, resources: Vec::new() }
+    Notice { source, kind, deadline, announced: None, event_id: None, resources: Vec::new() }
 }
 
 #[test]
@@ -33,7 +33,51 @@ fn an_unknown_spot_action_is_still_a_notice() {
 #[test]
 fn a_rebalance_recommendation_has_no_deadline() {
     let notice = aws::rebalance_recommendation(br#"{"noticeTime":"2026-11-05T08:22:00Z"}"#).unwrap();
-    assert_eq!(notice, simple(Cloud::Aws, NoticeKind::RebalanceRecommended, None));
+    let announced = Some("2026-11-05T08:22:00Z".parse().unwrap());
+    assert_eq!(notice, Notice { announced, ..simple(Cloud::Aws, NoticeKind::RebalanceRecommended, None) });
+}
+
+#[test]
+fn scheduled_maintenance_has_an_id_and_its_beginning_and_ends_when_it_is_over() {
+    let document = |code: &str, state: &str| {
+        format!(
+            r#"[{{"NotBefore": "21 Jan 2019 09:00:43 GMT", "Code": "{code}", "Description": "scheduled", "EventId": "e-1",
+                "NotAfter": "21 Jan 2019 09:17:23 GMT", "State": "{state}"}}]"#
+        )
+    };
+    for (code, kind) in [
+        ("instance-stop", NoticeKind::Stop),
+        ("instance-retirement", NoticeKind::Stop),
+        ("system-reboot", NoticeKind::Reboot),
+        ("instance-reboot", NoticeKind::Reboot),
+        ("system-maintenance", NoticeKind::Pause),
+        ("transmogrification", NoticeKind::Unrecognised("transmogrification".into())),
+    ] {
+        let notices = aws::scheduled_maintenance(document(code, "active").as_bytes()).unwrap();
+        let event_id = Some("e-1".to_owned());
+        let expected = Notice { event_id, ..simple(Cloud::Aws, kind, Some("2019-01-21T09:00:43Z")) };
+        assert_eq!(notices, [expected]);
+        for over in ["completed", "canceled"] {
+            assert_eq!(aws::scheduled_maintenance(document(code, over).as_bytes()).unwrap(), []);
+        }
+    }
+    assert_eq!(aws::scheduled_maintenance(b"[]").unwrap(), []);
+    assert!(aws::scheduled_maintenance(b"{}").is_err());
+}
+
+#[test]
+fn a_notice_read_twice_has_one_key_and_two_notices_have_two() {
+    let spot = |time: &str| {
+        let document = format!(r#"{{"action":"stop","time":"{time}"}}"#);
+        aws::spot_instance_action(document.as_bytes()).unwrap().key()
+    };
+    assert_eq!(spot("2026-09-18T08:22:00Z"), spot("2026-09-18T08:22:00Z"));
+    assert_ne!(spot("2026-09-18T08:22:00Z"), spot("2026-09-18T08:23:00Z"));
+    let scheduled = &azure::scheduled_events(AZURE.as_bytes()).unwrap()[0];
+    let started = AZURE.replace("Mon, 19 Sep 2016 18:29:47 GMT", "");
+    let started = &azure::scheduled_events(started.as_bytes()).unwrap()[0];
+    assert_ne!(scheduled.deadline, started.deadline);
+    assert_eq!(scheduled.key(), started.key(), "it is the same event before and after its beginning");
 }
 
 #[test]
@@ -154,6 +198,7 @@ proptest! {
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
         let _ = aws::spot_instance_action(&bytes);
         let _ = aws::rebalance_recommendation(&bytes);
+        let _ = aws::scheduled_maintenance(&bytes);
         let _ = azure::scheduled_events(&bytes);
         let _ = gcp::preempted(&bytes);
         let _ = gcp::maintenance_event(&bytes);

@@ -1,0 +1,75 @@
+//! Who trusts whom in a stack: one authority for servers, one for the front proxy, a key for service accounts' tokens, and a
+//! token for whoever may do everything.
+
+use std::{fs, path::Path};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, KeyPair, KeyUsagePurpose, PublicKeyData,
+};
+
+use crate::error::Error;
+
+/// The name that the front proxy shows to the server behind it.
+pub const FRONT_PROXY: &str = "front-proxy";
+
+/// Makes everything and writes it to the directory, as the servers' command lines name it. Returns the token of somebody who may
+/// do everything.
+///
+/// # Errors
+/// When a key cannot be made or a file cannot be written.
+pub fn create(directory: &Path) -> Result<String, Error> {
+    let write = |name: &str, text: &str| {
+        let path = directory.join(name);
+        fs::write(&path, text).map_err(Error::io(format!("write {}", path.display())))
+    };
+    let authority = authority("servers")?;
+    write("ca.crt", &authority.pem())?;
+    let (cert, key) =
+        leaf(&authority, "server", &["127.0.0.1", "localhost"], ExtendedKeyUsagePurpose::ServerAuth)?;
+    write("server.crt", &cert)?;
+    write("server.key", &key)?;
+
+    let proxy = self::authority("front proxy")?;
+    write("proxy-ca.crt", &proxy.pem())?;
+    let (cert, key) = leaf(&proxy, FRONT_PROXY, &[], ExtendedKeyUsagePurpose::ClientAuth)?;
+    write("proxy.crt", &cert)?;
+    write("proxy.key", &key)?;
+
+    let signer = KeyPair::generate()?;
+    write("tokens.key", &signer.serialize_pem())?;
+    write("tokens.pub", &signer.public_key_pem())?;
+
+    // The public key of a fresh pair is as hard to guess as anything.
+    let token: String =
+        KeyPair::generate()?.der_bytes().iter().skip(1).take(24).map(|byte| format!("{byte:02x}")).collect();
+    write("tokens.csv", &format!("{token},admin,admin,\"system:masters\"\n"))?;
+    Ok(token)
+}
+
+fn authority(name: &str) -> Result<CertifiedIssuer<'static, KeyPair>, Error> {
+    let mut params = named(name, &[])?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    Ok(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?)
+}
+
+fn leaf(
+    issuer: &CertifiedIssuer<'static, KeyPair>,
+    name: &str,
+    addresses: &[&str],
+    usage: ExtendedKeyUsagePurpose,
+) -> Result<(String, String), Error> {
+    let key = KeyPair::generate()?;
+    let mut params = named(name, addresses)?;
+    params.extended_key_usages = vec![usage];
+    Ok((params.signed_by(&key, issuer)?.pem(), key.serialize_pem()))
+}
+
+fn named(name: &str, addresses: &[&str]) -> Result<CertificateParams, Error> {
+    let mut params =
+        CertificateParams::new(addresses.iter().map(|&address| address.to_owned()).collect::<Vec<_>>())?;
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    Ok(params)
+}

@@ -1,0 +1,149 @@
+//! The loop: looks at an application whenever something about it changes, and from time to time.
+//!
+//! What always holds:
+//! - A reconcile never waits for work: that is an operation of an agent, which later reconciles look at. All applications are
+//!   looked at at the same time.
+//! - Everything a reconcile needs to go on is in the application's status. It can be broken off anywhere, and another operator
+//!   can take over anywhere.
+//! - It changes something only while this operator leads.
+
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt, future::ready};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{
+    Api, Client, ResourceExt,
+    runtime::{
+        Controller, WatchStreamExt,
+        controller::Action,
+        reflector::{self, store},
+        watcher,
+    },
+};
+
+use tokio::time::timeout;
+
+use crate::{
+    agents::Agents,
+    api::{APP_LABEL, MigratableApp},
+    context::{Context, Settings},
+    error::Error,
+    finalize, idle, migrate,
+    migration::spread,
+};
+
+/// How long a look may take: agents are asked a few times, each with a limit of its own.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// The longest pause after an error.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Looks at one application.
+///
+/// # Errors
+/// When the API server or an agent does not answer; nothing is lost, and it is tried again.
+pub async fn reconcile(app: Arc<MigratableApp>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let begun = Instant::now();
+    let uid = app.metadata.uid.clone().unwrap_or_default();
+    // Whatever it is broken off at is done again. What it holds meanwhile is not small: it is kept off the stack.
+    let result = timeout(LONGEST, Box::pin(look((*app).clone(), &ctx))).await.unwrap_or(Err(Error::TooLong));
+    ctx.metrics.reconciled(begun.elapsed(), result.as_ref().err().map(Error::word));
+    if result.is_ok() {
+        ctx.memory.update(&uid, |remembered| remembered.errors = 0);
+    }
+    result
+}
+
+async fn look(app: MigratableApp, ctx: &Context) -> Result<Action, Error> {
+    ctx.must_lead()?;
+    if app.metadata.deletion_timestamp.is_some() {
+        return Box::pin(finalize::finalize(ctx, app)).await;
+    }
+    if !finalize::has_finalizer(&app) {
+        finalize::add(ctx, &app).await?;
+        return Ok(Action::await_change());
+    }
+    let under_way = app.status.as_ref().and_then(|status| status.migration.as_ref());
+    let next = if under_way.is_some() { Box::pin(migrate::migrate(ctx, app)).await? } else { (app, None) };
+    let (app, again) = next;
+    let moves = app
+        .status
+        .as_ref()
+        .and_then(|status| status.migration.as_ref())
+        .is_some_and(|one| !one.stage.is_over());
+    let rest = if moves { None } else { Some(Box::pin(idle::idle(ctx, app)).await?) };
+    let soonest = again.into_iter().chain(rest).min().unwrap_or(ctx.settings.resync);
+    Ok(Action::requeue(soonest.max(Duration::from_millis(10))))
+}
+
+/// When to try again: soon after the first error, then less and less often, and each application at another moment.
+pub fn error_policy(app: Arc<MigratableApp>, error: &Error, ctx: Arc<Context>) -> Action {
+    if matches!(error, Error::NotLeading) {
+        return Action::requeue(Duration::from_secs(5));
+    }
+    // The cache is behind; what was written comes in a moment.
+    if error.is_conflict() {
+        return Action::requeue(Duration::from_millis(50 + spread(&app.name_any(), 50)));
+    }
+    let uid = app.metadata.uid.clone().unwrap_or_default();
+    let errors = ctx.memory.update(&uid, |remembered| {
+        remembered.errors = remembered.errors.saturating_add(1);
+        remembered.errors
+    });
+    let pause = Duration::from_millis(250 << errors.min(8)).min(LONGEST_PAUSE);
+    tracing::warn!(app = ctx.full_name(&app), %error, errors, "a reconcile failed");
+    Action::requeue(
+        pause + Duration::from_millis(spread(&format!("{uid}-{errors}"), pause.as_millis() as u64 / 4)),
+    )
+}
+
+/// Runs until `stop` is ready. Nothing is cut off: reconciles that are under way end first.
+pub async fn run(
+    client: Client,
+    agents: Arc<dyn Agents>,
+    settings: Settings,
+    leading: Arc<AtomicBool>,
+    with: impl FnOnce(Arc<Context>),
+    stop: impl Future<Output = ()> + Send + Sync + 'static,
+) {
+    let (pods, pods_writer) = store::<Pod>();
+    let (nodes, nodes_writer) = store::<Node>();
+    let labelled = watcher::Config::default().labels(APP_LABEL);
+    let (pods_api, apps_api) = match &settings.only {
+        Some(namespace) => {
+            (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace))
+        }
+        None => (Api::<Pod>::all(client.clone()), Api::<MigratableApp>::all(client.clone())),
+    };
+    let pod_events = watcher(pods_api, labelled).default_backoff();
+    let pod_events = reflector::reflector(pods_writer, pod_events).touched_objects();
+    let node_events = watcher(Api::<Node>::all(client.clone()), watcher::Config::default()).default_backoff();
+    let node_events = reflector::reflector(nodes_writer, node_events).touched_objects();
+    let ctx = Arc::new(Context::new(client, agents, settings, pods.clone(), nodes.clone(), leading));
+    with(Arc::clone(&ctx));
+
+    let nodes_watched = tokio::spawn(node_events.for_each(|event| {
+        if let Err(error) = event {
+            tracing::warn!(%error, "nodes cannot be watched");
+        }
+        ready(())
+    }));
+    let controller = Controller::new(apps_api, watcher::Config::default())
+        .owns_stream(pod_events)
+        .graceful_shutdown_on(stop);
+    // What is not in a cache yet would be taken for gone, if only until it is looked at again.
+    let _ = timeout(Duration::from_secs(10), nodes.wait_until_ready()).await;
+    controller
+        .run(reconcile, error_policy, ctx)
+        .for_each(|result| {
+            if let Err(error) = result {
+                tracing::debug!(%error, "controller");
+            }
+            ready(())
+        })
+        .await;
+    nodes_watched.abort();
+}

@@ -1,0 +1,431 @@
+//! One look at an application that is not being moved: it is started, watched, checkpointed, and asked whether it is to move.
+//!
+//! | its pod | what happens |
+//! |---|---|
+//! | there has been none | one is created, which starts its command |
+//! | is gone, or ended because of its machine | its last checkpoint is restored elsewhere; without one it is started anew |
+//! | was restored, and its processes ended by themselves | it is started anew, as Kubernetes does |
+//! | has completed | nothing more |
+//! | runs | triggers are obeyed, checkpoints made, conditions computed |
+
+use std::time::Duration;
+
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use kube::{
+    Resource, ResourceExt,
+    runtime::{events::EventType, reflector::ObjectRef},
+};
+
+use crate::{
+    act::{NotMade, create_pod, delete_pod},
+    api::{
+        APP_LABEL, MigratableApp, MigratableAppStatus, MigrationPolicy, Phase,
+        migration::{Migration, Place, TargetLost, TriggeredBy},
+    },
+    checkpoints,
+    context::Context,
+    error::Error,
+    migratable,
+    migrate::{answer_trigger, fresh, migrate, persist, record, remove_annotation},
+    migration::{PodSeen, since, spread},
+    observe::{self, Found, Look, now},
+    pods::{ROLE_ANNOTATION, Role},
+    status::{beginning, condition, failures_in_a_row, set},
+    trigger::{self, CANCEL_ANNOTATION, PRESERVE_ANNOTATION, RETRY_ANNOTATION, Trigger},
+};
+
+/// How long after a failed restore the next one begins by itself: this, doubled each time.
+const RECOVERY_REST: Duration = Duration::from_secs(10);
+/// And at most this.
+const LONGEST_RECOVERY_REST: Duration = Duration::from_secs(300);
+
+/// Looks at an application, and says when to look again.
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn idle(ctx: &Context, app: MigratableApp) -> Result<Duration, Error> {
+    let status = app.status.clone().unwrap_or_default();
+    if trigger::is_set(app.annotations(), CANCEL_ANNOTATION) {
+        remove_annotation(ctx, &app, CANCEL_ANNOTATION).await?;
+    }
+    let Some(name) = status.current_pod_name.clone() else { return without_pod(ctx, app).await };
+    let found = observe::find(ctx, &app, &name, Look::Cached).await?;
+    match found.seen {
+        PodSeen::Gone | PodSeen::Ended => gone(ctx, app, &name).await,
+        seen => {
+            let again = present(ctx, &app, &found, seen).await?;
+            remove_strays(ctx, &app).await?;
+            Ok(again)
+        }
+    }
+}
+
+/// No pod is written down: there has never been one, or its processes are a checkpoint.
+async fn without_pod(ctx: &Context, app: MigratableApp) -> Result<Duration, Error> {
+    let app = fresh(ctx, &app).await?;
+    let status = app.status.clone().unwrap_or_default();
+    if status.current_pod_name.is_some() {
+        return Ok(Duration::from_millis(50));
+    }
+    match &status.migration {
+        Some(last) if last.source_has_stopped() => {
+            let lost = last.source.clone();
+            recover(ctx, app, lost).await
+        }
+        _ => start(ctx, app, 0).await,
+    }
+}
+
+/// Writes down the pod that the application is started in, then creates it.
+async fn start(ctx: &Context, app: MigratableApp, round: u32) -> Result<Duration, Error> {
+    let uid = app.metadata.uid.clone().unwrap_or_default();
+    let name = pod_name(&app, round);
+    let mut status = app.status.clone().unwrap_or_default();
+    status.observed_generation = app.metadata.generation;
+    status.current_pod_name = Some(name.clone());
+    status.current_node = None;
+    status.phase = Some(Phase::Pending);
+    set(&mut status, condition::READY, Some(false), "Starting", "its pod does not run yet", now());
+    set(&mut status, condition::MIGRATING, Some(false), "Idle", "", now());
+    let app = if app.status.as_ref() == Some(&status) { app } else { persist(ctx, &app, status).await? };
+    ctx.memory.update(&uid, |remembered| *remembered = crate::context::Remembered::default());
+    created(ctx, app, &name).await
+}
+
+/// Creates the pod that is written down.
+async fn created(ctx: &Context, app: MigratableApp, name: &str) -> Result<Duration, Error> {
+    match create_pod(ctx, &app, name, None, Role::Launch).await {
+        Ok(()) => {
+            ctx.event(&app, EventType::Normal, "Started", &format!("started in pod {name}")).await;
+            Ok(ctx.settings.limits.look)
+        }
+        Err(NotMade::Error(error)) => Err(error),
+        Err(NotMade::Because(reason, message)) => {
+            let mut status = app.status.clone().unwrap_or_default();
+            status.phase = Some(Phase::Pending);
+            status.observed_generation = app.metadata.generation;
+            set(&mut status, condition::READY, Some(false), reason, &message, now());
+            set(&mut status, condition::MIGRATABLE, Some(false), reason, &message, now());
+            if app.status.as_ref() != Some(&status) {
+                ctx.event(&app, EventType::Warning, reason, &message).await;
+                persist(ctx, &app, status).await?;
+            }
+            // Somebody has to do something first.
+            Ok(Duration::from_secs(10))
+        }
+    }
+}
+
+/// The name of a pod that an application is started in.
+fn pod_name(app: &MigratableApp, round: u32) -> String {
+    const LONGEST: usize = 52;
+    let uid = app.metadata.uid.as_deref().unwrap_or_default();
+    let hash = spread(&format!("{uid}-{round}"), 1 << 32);
+    let app = app.name_any();
+    format!("{}-{hash:08x}", app[..app.floor_char_boundary(LONGEST)].trim_end_matches(['-', '.']))
+}
+
+/// The pod that is written down is gone, or nothing of it runs.
+async fn gone(ctx: &Context, app: MigratableApp, name: &str) -> Result<Duration, Error> {
+    let app = fresh(ctx, &app).await?;
+    let status = app.status.clone().unwrap_or_default();
+    let found = observe::find(ctx, &app, name, Look::Fresh).await?;
+    if status.current_pod_name.as_deref() != Some(name) || !found.seen.is_over() {
+        return Ok(Duration::from_millis(50));
+    }
+    let never_ran = status.phase == Some(Phase::Pending) && status.current_node.is_none();
+    match found.pod {
+        // It was written down and not created yet.
+        None if never_ran => created(ctx, app, name).await,
+        Some(pod) if completed(&pod) => complete(ctx, &app).await,
+        Some(pod) if ended_by_itself(&pod) => {
+            let note = "the restored processes have ended by themselves; the application is started again";
+            ctx.event(&app, EventType::Warning, "Ended", note).await;
+            delete_pod(ctx, &app, name).await?;
+            start(ctx, app.clone(), next_round(&app, name)).await
+        }
+        pod => {
+            let node = status.current_node.clone().unwrap_or_default();
+            if status.checkpoint_status.is_some() {
+                return recover(ctx, app, Place { pod: name.to_owned(), node }).await;
+            }
+            let note = "its pod is gone and it has no checkpoint; it is started again";
+            ctx.event(&app, EventType::Warning, "Lost", note).await;
+            if pod.is_some() {
+                delete_pod(ctx, &app, name).await?;
+            }
+            start(ctx, app.clone(), next_round(&app, name)).await
+        }
+    }
+}
+
+fn next_round(app: &MigratableApp, name: &str) -> u32 {
+    (0..u32::MAX).find(|round| pod_name(app, *round) == name).map_or(1, |round| round + 1) % 1024
+}
+
+fn completed(pod: &Pod) -> bool {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Succeeded")
+}
+
+/// The pod is there and its launcher waits again; or its containers have failed for good without its machine being at fault.
+fn ended_by_itself(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
+    let failed = status.and_then(|status| status.phase.as_deref()) == Some("Failed");
+    // Evictions and shutdowns of nodes have a reason.
+    let by_machine = failed && status.is_some_and(|status| status.reason.is_some());
+    let restored = pod.annotations().get(ROLE_ANNOTATION).is_some_and(|role| role == "restored");
+    (failed || restored) && !by_machine && pod.metadata.deletion_timestamp.is_none() && node_is_there(pod)
+}
+
+fn node_is_there(pod: &Pod) -> bool {
+    pod.status.as_ref().is_some_and(|status| {
+        status.phase.as_deref() == Some("Failed")
+            || status.container_statuses.iter().flatten().any(|one| one.restart_count > 0)
+    })
+}
+
+async fn complete(ctx: &Context, app: &MigratableApp) -> Result<Duration, Error> {
+    let mut status = app.status.clone().unwrap_or_default();
+    set(&mut status, condition::READY, Some(false), "Completed", "its processes have done their work", now());
+    set(&mut status, condition::MIGRATABLE, Some(false), "Completed", "nothing runs any more", now());
+    if app.status.as_ref() != Some(&status) {
+        persist(ctx, app, status).await?;
+    }
+    Ok(ctx.settings.resync)
+}
+
+/// Restores the last checkpoint, if it is time to.
+async fn recover(ctx: &Context, app: MigratableApp, lost: Place) -> Result<Duration, Error> {
+    let status = app.status.clone().unwrap_or_default();
+    let retry = trigger::is_set(app.annotations(), RETRY_ANNOTATION);
+    let failed = failures_in_a_row(&status);
+    if failed > 0 && !retry {
+        let rest = RECOVERY_REST.saturating_mul(1 << (failed - 1).min(10)).min(LONGEST_RECOVERY_REST);
+        let last = status.migration.as_ref().and_then(|last| last.finished_at.as_ref());
+        if let Some(left) =
+            last.and_then(|last| rest.checked_sub(since(last.0, now()))).filter(|left| !left.is_zero())
+        {
+            return Ok(left);
+        }
+    }
+    let trigger = Trigger {
+        reason: "recovery".to_owned(),
+        by: TriggeredBy::Recovery,
+        deadline: None,
+        notice: None,
+        checkpoint_only: false,
+    };
+    ctx.event(&app, EventType::Warning, "Lost", "its pod is gone; its last checkpoint is restored").await;
+    begin(ctx, app, &trigger, lost, retry).await
+}
+
+/// Begins a migration: writes it down, and does as much of it as can be done now.
+async fn begin(
+    ctx: &Context,
+    app: MigratableApp,
+    trigger: &Trigger,
+    source: Place,
+    retry: bool,
+) -> Result<Duration, Error> {
+    let begun = now();
+    let uid = app.metadata.uid.clone().unwrap_or_default();
+    let id = id_of(&uid, begun);
+    let none = MigrationPolicy::default();
+    let policy = app.spec.migration_policy.as_ref().unwrap_or(&none);
+    let next = beginning(id, trigger, source, policy, begun);
+    let app = record(ctx, &app, &next).await?;
+    if retry {
+        remove_annotation(ctx, &app, RETRY_ANNOTATION).await?;
+    }
+    let app = fresh(ctx, &app).await?;
+    Ok(migrate(ctx, app).await?.1.unwrap_or(ctx.settings.limits.look))
+}
+
+fn id_of(uid: &str, begun: Timestamp) -> String {
+    let hash = blake3::hash(format!("{uid}-{}", begun.as_microsecond()).as_bytes());
+    hash.to_hex()[..16].to_owned()
+}
+
+/// The pod is there.
+async fn present(
+    ctx: &Context,
+    app: &MigratableApp,
+    found: &Found,
+    seen: PodSeen,
+) -> Result<Duration, Error> {
+    let Some(pod) = &found.pod else { return Ok(ctx.settings.limits.look) };
+    let mut again = ctx.settings.resync;
+    if matches!(seen, PodSeen::Ready | PodSeen::Leaving)
+        && let Some(rest) = asked(ctx, app, pod).await?
+    {
+        return Ok(rest);
+    }
+    let mut status = app.status.clone().unwrap_or_default();
+    status.observed_generation = app.metadata.generation;
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+    status.current_node = node.or(status.current_node);
+    run_state(&mut status, pod, seen);
+    if seen == PodSeen::Ready {
+        let checkpoint = checkpoints::look(ctx, app, pod, &mut status).await;
+        if let Some(settled) = nothing_runs(ctx, app) {
+            record(ctx, app, &settled).await?;
+            return Ok(ctx.settings.limits.look);
+        }
+        let moved = migratable::look(ctx, app, pod, &mut status).await?;
+        again = again.min(checkpoint).min(moved);
+        refresh_certificate(ctx, app).await;
+    } else {
+        let message = "its pod is not ready";
+        set(&mut status, condition::MIGRATABLE, Some(false), "NotReady", message, now());
+        again = again.min(Duration::from_secs(2));
+    }
+    if app.status.as_ref() != Some(&status) {
+        persist(ctx, app, status).await?;
+    }
+    Ok(again)
+}
+
+/// A target that was lost left open whether what was stopped here goes on. A checkpoint has told that it does not.
+fn nothing_runs(ctx: &Context, app: &MigratableApp) -> Option<Migration> {
+    let uid = app.metadata.uid.as_deref().unwrap_or_default();
+    let last = app.status.as_ref()?.migration.as_ref()?;
+    let open = last.stage.is_over()
+        && last.target_lost == Some(TargetLost::MayHaveRun)
+        && !last.source_has_stopped();
+    if !open || !ctx.memory.get(uid).no_processes {
+        return None;
+    }
+    Some(Migration { source_stopped: Some(true), target_lost: Some(TargetLost::HadRun), ..last.clone() })
+}
+
+async fn refresh_certificate(ctx: &Context, app: &MigratableApp) {
+    if let Err(missing) = crate::secrets::ensure_certificate(ctx, app).await {
+        tracing::warn!(app = ctx.full_name(app), ?missing, "the agents' certificate is not renewed");
+    }
+}
+
+fn run_state(status: &mut MigratableAppStatus, pod: &Pod, seen: PodSeen) {
+    let ready = pod.status.as_ref().is_some_and(|status| {
+        status
+            .conditions
+            .iter()
+            .flatten()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    });
+    match seen {
+        PodSeen::Ready if ready => {
+            status.phase = Some(Phase::Running);
+            set(status, condition::READY, Some(true), "Running", "", now());
+        }
+        PodSeen::Ready => {
+            status.phase = Some(Phase::Running);
+            set(
+                status,
+                condition::READY,
+                Some(false),
+                "NotReady",
+                "its containers run and are not ready",
+                now(),
+            );
+        }
+        PodSeen::Leaving => {
+            set(status, condition::READY, Some(false), "Leaving", "its pod is being deleted", now())
+        }
+        _ => {
+            let waits = pod.status.as_ref().and_then(|status| status.message.clone());
+            set(status, condition::READY, Some(false), "Starting", &waits.unwrap_or_default(), now());
+        }
+    }
+    if !status.conditions.iter().any(|condition| condition.type_ == condition::MIGRATING) {
+        set(status, condition::MIGRATING, Some(false), "Idle", "", now());
+    }
+}
+
+/// Obeys a trigger. Gives when to look again if there was one.
+async fn asked(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<Option<Duration>, Error> {
+    let retry = trigger::is_set(app.annotations(), RETRY_ANNOTATION);
+    let asked = match trigger::of(pod.annotations()) {
+        Some(asked) => asked,
+        None if retry => {
+            let last = app.status.as_ref().and_then(|status| status.migration.as_ref());
+            Trigger {
+                reason: last.map_or_else(|| "retry".to_owned(), |last| last.reason.clone()),
+                by: TriggeredBy::Person,
+                deadline: None,
+                notice: None,
+                checkpoint_only: false,
+            }
+        }
+        None => return Ok(None),
+    };
+    let app = fresh(ctx, app).await?;
+    let status = app.status.clone().unwrap_or_default();
+    let name = pod.name_any();
+    let moves = status.migration.as_ref().is_some_and(|one: &Migration| !one.stage.is_over());
+    if status.current_pod_name.as_deref() != Some(&name) || moves {
+        return Ok(Some(Duration::from_millis(50)));
+    }
+    let known =
+        asked.notice.is_some() && status.migration.as_ref().is_some_and(|last| last.notice == asked.notice);
+    if known {
+        answer_trigger(ctx, &app, &name).await?;
+        return Ok(Some(ctx.settings.limits.look));
+    }
+    let none = MigrationPolicy::default();
+    let automatic = app.spec.migration_policy.as_ref().unwrap_or(&none).auto_migrate();
+    if asked.checkpoint_only || (asked.by == TriggeredBy::Monitor && !automatic) {
+        let why = match asked.checkpoint_only {
+            true => format!("{}: a checkpoint is advised", asked.reason),
+            false => format!(
+                "{}: spec.migrationPolicy.autoMigrate is false, so that it stays; a checkpoint is made",
+                asked.reason
+            ),
+        };
+        ctx.event(&app, EventType::Warning, "NotMigrated", &why).await;
+        let mut status = status;
+        set(&mut status, condition::MIGRATING, Some(false), "NotMigrated", &why, now());
+        let app = persist(ctx, &app, status).await?;
+        checkpoints::make_due(ctx, &app);
+        answer_trigger(ctx, &app, &name).await?;
+        return Ok(Some(Duration::from_millis(50)));
+    }
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
+    begin(ctx, app, &asked, Place { pod: name, node }, retry).await.map(Some)
+}
+
+/// Pods of this application that nobody needs: targets of tries that failed.
+async fn remove_strays(ctx: &Context, app: &MigratableApp) -> Result<(), Error> {
+    let Some(status) = &app.status else { return Ok(()) };
+    let last = status.migration.as_ref();
+    // What is not settled may run.
+    if last.is_some_and(|last| !last.stage.is_over() || last.operation.is_some()) {
+        return Ok(());
+    }
+    let preserved = trigger::is_set(app.annotations(), PRESERVE_ANNOTATION);
+    for pod in ctx.pods.state() {
+        let reference = ObjectRef::from_obj(&*pod);
+        let ours = reference.namespace == app.namespace()
+            && pod.labels().get(APP_LABEL) == Some(&app.name_any())
+            && pod
+                .meta()
+                .owner_references
+                .iter()
+                .flatten()
+                .any(|owner| Some(&owner.uid) == app.metadata.uid.as_ref());
+        let name = pod.name_any();
+        // A source is the migration's to delete: it may still be needed.
+        let source = last.is_some_and(|last| last.source.pod == name);
+        let current = status.current_pod_name.as_deref() == Some(&name);
+        if !ours || current || source || preserved || pod.metadata.deletion_timestamp.is_some() {
+            continue;
+        }
+        let now_current = fresh(ctx, app).await?.status.unwrap_or_default();
+        let still = now_current.current_pod_name == status.current_pod_name
+            && now_current.migration == status.migration;
+        if still {
+            tracing::info!(app = ctx.full_name(app), pod = name, "a pod is not needed any more");
+            delete_pod(ctx, app, &name).await?;
+        }
+    }
+    Ok(())
+}

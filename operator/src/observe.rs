@@ -1,0 +1,325 @@
+//! What is seen of an application: its pods, their nodes, their agents.
+//!
+//! Looking has two forms. From the caches it costs the API server nothing, and is as old as a watch is late; [`Look::Fresh`] asks the
+//! API server itself, and is what everything that changes something is decided by.
+
+use k8s_openapi::{
+    api::core::v1::{ContainerState, Node, Pod},
+    jiff::Timestamp,
+};
+use kube::{Api, ResourceExt, runtime::reflector::ObjectRef};
+use migration_proto::agent::Operation;
+
+use crate::{
+    agents::{self, Agent, AgentError},
+    api::{
+        MigratableApp, MigrationPolicy,
+        migration::{Migration, MigrationStage, Place},
+    },
+    context::Context,
+    error::Error,
+    migration::{FailureKind, Handover, OperationSeen, PodSeen, Residency, Seen},
+    placement::{self, Wanted},
+    pods::{AGENT, ROLE_ANNOTATION, container_of},
+    trigger::{self, PRESERVE_ANNOTATION},
+};
+
+/// Where to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// At the caches.
+    Cached,
+    /// At the API server.
+    Fresh,
+}
+
+/// A pod, its node and its agent.
+#[derive(Debug)]
+pub struct Found {
+    /// The pod, if there is one.
+    pub pod: Option<Pod>,
+    /// What that means, as far as the API server tells: an agent that should answer counts as ready.
+    pub seen: PodSeen,
+    /// Whether its node is about to vanish.
+    pub doomed: bool,
+}
+
+/// A pod by its name.
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn find(ctx: &Context, app: &MigratableApp, name: &str, look: Look) -> Result<Found, Error> {
+    let namespace = app.namespace().unwrap_or_default();
+    let pod = match look {
+        Look::Cached => ctx.pods.get(&ObjectRef::new(name).within(&namespace)).map(|pod| (*pod).clone()),
+        Look::Fresh => ctx.pods_of(app).get_opt(name).await.map_err(Error::kube("read a pod"))?,
+    };
+    let ours = pod.filter(|pod| {
+        pod.owner_references().iter().any(|owner| Some(&owner.uid) == app.metadata.uid.as_ref())
+    });
+    let Some(pod) = ours else { return Ok(Found { pod: None, seen: PodSeen::Gone, doomed: false }) };
+    let node = match pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) {
+        Some(name) => Some(node_of(ctx, &name, look).await?),
+        None => None,
+    };
+    let moved = container_of(app).map(|container| container.name.clone()).unwrap_or_default();
+    let seen = match &node {
+        // Its machine is no more: nobody deletes a node whose machine runs.
+        Some(None) => PodSeen::Gone,
+        Some(Some(node)) if placement::is_out_of_service(node) => PodSeen::Gone,
+        _ => of_pod(&pod, &moved),
+    };
+    let doomed = node.is_some_and(|node| node.is_none_or(|node| placement::is_doomed(&node)));
+    Ok(Found { pod: Some(pod), seen, doomed })
+}
+
+async fn node_of(ctx: &Context, name: &str, look: Look) -> Result<Option<Node>, Error> {
+    match look {
+        Look::Cached => Ok(ctx.nodes.get(&ObjectRef::new(name)).map(|node| (*node).clone())),
+        Look::Fresh => {
+            let nodes: Api<Node> = Api::all(ctx.client.clone());
+            nodes.get_opt(name).await.map_err(Error::kube("read a node"))
+        }
+    }
+}
+
+/// What a pod's status says.
+fn of_pod(pod: &Pod, moved: &str) -> PodSeen {
+    let Some(status) = &pod.status else { return PodSeen::Starting };
+    if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        return PodSeen::Ended;
+    }
+    if pod.metadata.deletion_timestamp.is_some() {
+        return PodSeen::Leaving;
+    }
+    let containers =
+        status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+    let mut running = 0;
+    for container in containers.filter(|one| one.name == moved || one.name == AGENT) {
+        // A launcher that waits for an application is started again without one: what was restored has ended.
+        let restored = pod.annotations().get(ROLE_ANNOTATION).is_some_and(|role| role == "restored");
+        if container.name == moved && container.restart_count > 0 && restored {
+            return PodSeen::Ended;
+        }
+        running += u32::from(matches!(&container.state, Some(ContainerState { running: Some(_), .. })));
+    }
+    match running {
+        2 if status.pod_ip.is_some() => PodSeen::Ready,
+        _ => PodSeen::Starting,
+    }
+}
+
+/// Looks at everything that the next decision about a migration depends on.
+///
+/// # Errors
+/// When the API server does not answer. Agents that do not answer are part of what is seen.
+pub async fn see(ctx: &Context, app: &MigratableApp, written: &Migration, look: Look) -> Result<Seen, Error> {
+    let source = find(ctx, app, &written.source.pod, look).await?;
+    let target = match &written.target {
+        Some(Place { pod, .. }) if *pod != written.source.pod => find(ctx, app, pod, look).await?,
+        Some(_) => Found { pod: source.pod.clone(), seen: source.seen, doomed: source.doomed },
+        None => Found { pod: None, seen: PodSeen::Gone, doomed: false },
+    };
+    let bound =
+        target.pod.as_ref().and_then(|pod| pod.spec.as_ref()).is_some_and(|spec| spec.node_name.is_some());
+    let mut seen = Seen {
+        source: source.seen,
+        source_doomed: source.doomed,
+        target: target.seen,
+        target_doomed: target.doomed,
+        operation: if written.operation.is_some() { OperationSeen::Unknown } else { OperationSeen::Absent },
+        cancel: trigger::is_set(app.annotations(), crate::trigger::CANCEL_ANNOTATION),
+        preserve_source: trigger::is_set(app.annotations(), PRESERVE_ANNOTATION),
+        ..Seen::default()
+    };
+    let stage = written.stage;
+    if let Some(place) = written.target.as_ref().filter(|_| !bound && !stage.is_over()) {
+        let node = node_of(ctx, &place.node, look).await?;
+        seen.target_doomed = node.is_none_or(|node| placement::is_doomed(&node));
+    }
+    if stage == MigrationStage::ChoosingTarget {
+        seen.nodes = nodes(ctx, app, &written.source.node);
+    }
+    let before = !written.source_has_stopped();
+    let name = ctx.full_name(app);
+    let dumps = written.operation.is_some() && before;
+    let returns = stage == MigrationStage::ChoosingTarget && !before;
+    if before && !stage.is_over() || dumps || returns {
+        ask_source(ctx, app, &name, written, &source, &mut seen).await;
+    }
+    let restores = written.operation.is_some() && !before;
+    if stage == MigrationStage::Preparing || restores || stage == MigrationStage::Filling {
+        ask_target(ctx, app, &name, written, &target, &mut seen).await;
+    }
+    if let Some(handover) = &written.handover_id {
+        ask_handover(ctx, app, &name, handover, written, &source, &mut seen).await;
+    }
+    let damaged =
+        matches!(&seen.operation, OperationSeen::Failed(failure) if failure.kind == FailureKind::Damaged);
+    if damaged || returns {
+        seen.checkpoints = checkpoints(ctx, app, &name, [&target, &source]).await;
+    }
+    Ok(seen)
+}
+
+async fn ask_source(
+    ctx: &Context,
+    app: &MigratableApp,
+    name: &str,
+    written: &Migration,
+    source: &Found,
+    seen: &mut Seen,
+) {
+    let Some(agent) = agent_of(ctx, app, source).await else {
+        seen.source = silent(seen.source);
+        return;
+    };
+    match (&written.operation, written.source_has_stopped()) {
+        (Some(operation), false) => match agent.operations(name).await {
+            Ok(known) => seen.operation = find_operation(&known, operation),
+            Err(error) => seen.source = unanswered(name, &error, seen.source),
+        },
+        _ => {
+            if let Err(error) = agent.status().await {
+                seen.source = unanswered(name, &error, seen.source);
+            }
+        }
+    }
+}
+
+async fn ask_target(
+    ctx: &Context,
+    app: &MigratableApp,
+    name: &str,
+    written: &Migration,
+    target: &Found,
+    seen: &mut Seen,
+) {
+    let Some(agent) = agent_of(ctx, app, target).await else {
+        seen.target = silent(seen.target);
+        return;
+    };
+    if let Some(operation) = written.operation.as_ref().filter(|_| written.source_has_stopped()) {
+        match agent.operations(name).await {
+            Ok(known) => seen.operation = find_operation(&known, operation),
+            Err(error) => seen.target = unanswered(name, &error, seen.target),
+        }
+        return;
+    }
+    match agent.status().await {
+        Ok(status) => {
+            let arrives = status.arriving.iter().any(|tree| tree.app == name);
+            seen.residency = if arrives { Residency::Arriving } else { Residency::Resident };
+            // A machine that cannot restore is as good as none.
+            if status.capabilities.iter().any(|one| one.required && !one.ok) && seen.target == PodSeen::Ready
+            {
+                seen.target = PodSeen::Starting;
+            }
+        }
+        Err(error) => seen.target = unanswered(name, &error, seen.target),
+    }
+}
+
+/// What became of the processes that are stopped at the source. Taking them back is asking for it: it is written down that
+/// they are to go on, and asking again changes nothing.
+async fn ask_handover(
+    ctx: &Context,
+    app: &MigratableApp,
+    name: &str,
+    handover: &str,
+    written: &Migration,
+    source: &Found,
+    seen: &mut Seen,
+) {
+    if source.seen.is_over() {
+        // Pages that have not come will not come; the agent ends the processes then, and their pod tells.
+        seen.handover = Handover::Over;
+        return;
+    }
+    let Some(agent) = agent_of(ctx, app, source).await else {
+        seen.residency = Residency::Unknown;
+        return;
+    };
+    if written.takes_back() && ctx.must_lead().is_ok() {
+        seen.handover = match agent.take_back(name, handover).await {
+            Ok(()) => Handover::Over,
+            Err(AgentError::Refused(detail)) => match agents::failure(&detail).kind {
+                FailureKind::RunsElsewhere => Handover::Claimed,
+                _ => Handover::Unknown,
+            },
+            Err(_) => Handover::Unknown,
+        };
+        if seen.handover != Handover::Unknown {
+            return;
+        }
+    }
+    match agent.handovers(name).await {
+        Ok(stopped) if stopped.iter().any(|one| one.handover == handover) => {
+            seen.handover = Handover::Stopped;
+            if seen.residency == Residency::Resident {
+                seen.residency = Residency::Arriving;
+            }
+        }
+        Ok(_) => seen.handover = Handover::Over,
+        Err(_) => seen.residency = Residency::Unknown,
+    }
+}
+
+/// The committed checkpoints, newest first, from whichever agent can tell.
+async fn checkpoints(
+    ctx: &Context,
+    app: &MigratableApp,
+    name: &str,
+    from: [&Found; 2],
+) -> Option<Vec<String>> {
+    for found in from {
+        let Some(agent) = agent_of(ctx, app, found).await else { continue };
+        if let Ok(list) = agent.checkpoints(name).await {
+            return Some(list.checkpoints.into_iter().rev().map(|one| one.checkpoint).collect());
+        }
+    }
+    None
+}
+
+async fn agent_of(ctx: &Context, app: &MigratableApp, found: &Found) -> Option<Agent> {
+    let answers = matches!(found.seen, PodSeen::Ready | PodSeen::Leaving);
+    let pod = found.pod.as_ref().filter(|_| answers)?;
+    ctx.agent(app, pod).await.ok()
+}
+
+fn silent(seen: PodSeen) -> PodSeen {
+    if seen == PodSeen::Ready { PodSeen::Silent } else { seen }
+}
+
+fn unanswered(app: &str, error: &AgentError, seen: PodSeen) -> PodSeen {
+    tracing::debug!(app, %error, "an agent did not answer");
+    silent(seen)
+}
+
+fn find_operation(known: &[Operation], id: &str) -> OperationSeen {
+    known.iter().find(|one| one.id == id).map_or(OperationSeen::Absent, agents::seen)
+}
+
+/// Where the application could go.
+fn nodes(ctx: &Context, app: &MigratableApp, source: &str) -> Vec<String> {
+    let Some(spec) = &app.spec.template.spec else { return Vec::new() };
+    let none = MigrationPolicy::default();
+    let label = ctx.settings.interruptible_label.as_ref();
+    let wanted = Wanted {
+        policy: app.spec.migration_policy.as_ref().unwrap_or(&none),
+        spec,
+        source,
+        uid: app.metadata.uid.as_deref().unwrap_or_default(),
+        interruptible_label: label.map(|(key, value)| (key.as_str(), value.as_str())),
+    };
+    let nodes = ctx.nodes.state();
+    let pods = ctx.pods.state();
+    let pods: Vec<&Pod> = pods.iter().map(|pod| &**pod).collect();
+    placement::nodes(&wanted, nodes.iter().map(|node| &**node), &pods)
+}
+
+/// Now, as precisely as it can be written down.
+pub fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
+}

@@ -1,0 +1,253 @@
+//! From a pod to what is to be added to it. No input, no output, no clock.
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodTemplateSpec};
+use kube::{ResourceExt, api::ObjectMeta};
+use serde_json::{Value, json};
+
+use super::{CONTAINER_ANNOTATION, Defaults, ENABLED_ANNOTATION, INJECTED_ANNOTATION};
+use crate::{
+    api::{APP_LABEL, MigratableApp, MigratableAppSpec},
+    pods::{AgentSettings, Plan, ROLE_ANNOTATION, Role, Unsupported, build, container_of},
+};
+
+/// The longest name of an application, see the definition.
+const NAME_LIMIT: usize = 52;
+/// How much of the request's id tells pods of one controller apart.
+const SUFFIX: usize = 10;
+
+/// A pod that was treated.
+#[derive(Clone, Debug)]
+pub struct Injected {
+    /// The application that it is now. There is no such object in the cluster.
+    pub app: MigratableApp,
+    /// What is to be done to the pod, as a JSON patch.
+    pub patch: Vec<Value>,
+}
+
+/// Why a pod is left as it is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotInjected {
+    /// It does not ask, or has what it asks for.
+    #[error("nothing to do")]
+    Nothing,
+    /// It cannot be moved.
+    #[error("this pod runs, but cannot be moved: {0}")]
+    Unsupported(#[from] Unsupported),
+}
+
+/// Whether a pod asks to be migratable and is not yet.
+pub fn asks(pod: &Pod) -> bool {
+    let enabled = pod.annotations().get(ENABLED_ANNOTATION).is_some_and(|value| value == "true");
+    enabled && !pod.labels().contains_key(APP_LABEL)
+}
+
+/// What is to be added to a pod. `request` tells pods of one controller apart, whose names are not known yet.
+///
+/// # Errors
+/// When it is to be left alone.
+pub fn inject(
+    pod: &Pod,
+    namespace: &str,
+    request: &str,
+    defaults: &Defaults,
+    agent: &AgentSettings,
+    cluster: &str,
+) -> Result<Injected, NotInjected> {
+    if !asks(pod) {
+        return Err(NotInjected::Nothing);
+    }
+    let name = app_name(pod, request);
+    let spec = MigratableAppSpec {
+        template: PodTemplateSpec {
+            metadata: Some(ObjectMeta {
+                labels: pod.metadata.labels.clone(),
+                annotations: pod.metadata.annotations.clone(),
+                ..Default::default()
+            }),
+            spec: pod.spec.clone(),
+        },
+        container: pod.annotations().get(CONTAINER_ANNOTATION).cloned(),
+        checkpoint_policy: defaults.checkpoint_policy.clone(),
+        migration_policy: defaults.migration_policy.clone(),
+        storage: defaults.storage.clone(),
+        deletion_policy: None,
+    };
+    let mut app = MigratableApp::new(&name, spec);
+    app.metadata.namespace = Some(namespace.to_owned());
+    let moved = container_of(&app)?.name.clone();
+    let plan = Plan { app: &app, agent, cluster, name: "", node: None, role: Role::Launch };
+    let built = build(&plan)?;
+    let patch = patch(pod, &built, &moved, &name);
+    Ok(Injected { app, patch })
+}
+
+/// A StatefulSet's pod keeps its name, and so its checkpoints, when it is made anew; one of a Deployment is another application
+/// each time.
+fn app_name(pod: &Pod, request: &str) -> String {
+    let fits = |name: &String| name.len() <= NAME_LIMIT && !name.contains('.');
+    if let Some(name) = pod.metadata.name.clone().filter(|name| !name.is_empty()).filter(fits) {
+        return name;
+    }
+    let given =
+        pod.metadata.name.as_ref().filter(|name| !name.is_empty()).or(pod.metadata.generate_name.as_ref());
+    let base: String =
+        given.map_or("pod", String::as_str).replace('.', "-").chars().take(NAME_LIMIT - SUFFIX - 1).collect();
+    let suffix: String = request.chars().filter(char::is_ascii_alphanumeric).take(SUFFIX).collect();
+    format!("{}-{}", base.trim_matches('-'), suffix.to_ascii_lowercase())
+}
+
+/// What leads from one to the other, by adding: what is not known here stays as it is.
+fn patch(pod: &Pod, built: &Pod, moved: &str, app: &str) -> Vec<Value> {
+    let (before, after) = (pod.spec.clone().unwrap_or_default(), built.spec.clone().unwrap_or_default());
+    let mut patch = Patch(Vec::new());
+    patch.into_map("/metadata/labels", pod.metadata.labels.is_none(), &[(APP_LABEL, app)]);
+    // There is one at least: it is what has asked.
+    patch.into_map(
+        "/metadata/annotations",
+        false,
+        &[(INJECTED_ANNOTATION, "true"), (ROLE_ANNOTATION, "launched")],
+    );
+
+    let init_before = before.init_containers.as_ref().map_or(0, Vec::len);
+    let init_after = after.init_containers.unwrap_or_default();
+    let new: Vec<&Container> = init_after.iter().take(init_after.len() - init_before).collect();
+    patch.in_front("/spec/initContainers", before.init_containers.is_none(), &new);
+    if let Some(place) = before.containers.iter().position(|container| container.name == moved) {
+        let (old, new) = (&before.containers[place], &after.containers[place]);
+        let at = format!("/spec/containers/{place}");
+        patch.0.push(json!({"op": "add", "path": format!("{at}/command"), "value": new.command}));
+        let mounts = new.volume_mounts.clone().unwrap_or_default();
+        let known = old.volume_mounts.as_ref().map_or(0, Vec::len);
+        patch.behind(&format!("{at}/volumeMounts"), old.volume_mounts.is_none(), &mounts[known..]);
+    }
+    patch.behind("/spec/containers", false, &after.containers[before.containers.len()..]);
+    let volumes = after.volumes.unwrap_or_default();
+    let known = before.volumes.as_ref().map_or(0, Vec::len);
+    patch.behind("/spec/volumes", before.volumes.is_none(), &volumes[known..]);
+    patch.0.push(json!({"op": "add", "path": "/spec/shareProcessNamespace", "value": true}));
+    patch.0
+}
+
+struct Patch(Vec<Value>);
+
+impl Patch {
+    fn into_map(&mut self, at: &str, absent: bool, entries: &[(&str, &str)]) {
+        if absent {
+            self.0.push(json!({"op": "add", "path": at, "value": {}}));
+        }
+        for (key, value) in entries {
+            let key = key.replace('~', "~0").replace('/', "~1");
+            self.0.push(json!({"op": "add", "path": format!("{at}/{key}"), "value": value}));
+        }
+    }
+
+    fn in_front<T: serde::Serialize>(&mut self, at: &str, absent: bool, items: &[T]) {
+        self.list(at, absent);
+        for (place, item) in items.iter().enumerate() {
+            self.0.push(json!({"op": "add", "path": format!("{at}/{place}"), "value": item}));
+        }
+    }
+
+    fn behind<T: serde::Serialize>(&mut self, at: &str, absent: bool, items: &[T]) {
+        self.list(at, absent);
+        for item in items {
+            self.0.push(json!({"op": "add", "path": format!("{at}/-"), "value": item}));
+        }
+    }
+
+    fn list(&mut self, at: &str, absent: bool) {
+        if absent {
+            self.0.push(json!({"op": "add", "path": at, "value": []}));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(metadata: Value, spec: Value) -> Pod {
+        serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap()
+    }
+
+    fn defaults() -> Defaults {
+        serde_json::from_value(json!({"storage": {"type": "s3", "bucket": "checkpoints"}})).unwrap()
+    }
+
+    fn tried(pod: &Pod) -> Result<Injected, NotInjected> {
+        inject(pod, "shop", "0f6c2a8e-5b1d-4e7a", &defaults(), &AgentSettings::default(), "prod")
+    }
+
+    fn plain() -> Value {
+        json!({"containers": [{"name": "web", "image": "web", "command": ["web"]}]})
+    }
+
+    #[test]
+    fn pods_that_do_not_ask_are_left_alone() {
+        for annotations in [json!({}), json!({"migration.io/enabled": "false"}), json!({"other": "true"})] {
+            let pod = pod(json!({"name": "a", "annotations": annotations}), plain());
+            assert_eq!(tried(&pod).unwrap_err(), NotInjected::Nothing);
+        }
+    }
+
+    #[test]
+    fn pods_of_applications_are_left_alone() {
+        let asked = json!({"migration.io/enabled": "true"});
+        let pod =
+            pod(json!({"name": "a", "annotations": asked, "labels": {"migration.io/app": "a"}}), plain());
+        assert_eq!(tried(&pod).unwrap_err(), NotInjected::Nothing);
+    }
+
+    #[test]
+    fn a_pod_with_a_name_keeps_it_and_others_get_one_each() {
+        let asked = json!({"migration.io/enabled": "true"});
+        let name = |metadata: Value| {
+            let mut metadata = metadata;
+            metadata["annotations"] = asked.clone();
+            tried(&pod(metadata, plain())).unwrap().app.name_any()
+        };
+        assert_eq!(name(json!({"name": "db-0"})), "db-0");
+        assert_eq!(name(json!({"generateName": "web-5d4f7c-"})), "web-5d4f7c-0f6c2a8e5b");
+        let long = name(json!({"generateName": format!("{}-", "a".repeat(60))}));
+        assert!(long.len() <= NAME_LIMIT && long.ends_with("-0f6c2a8e5b"), "{long}");
+        assert_eq!(name(json!({"name": "a.b"})), "a-b-0f6c2a8e5b");
+    }
+
+    #[test]
+    fn a_pod_whose_command_is_not_known_cannot_be_moved() {
+        let spec = json!({"containers": [{"name": "web", "image": "web"}]});
+        let pod = pod(json!({"name": "a", "annotations": {"migration.io/enabled": "true"}}), spec);
+        let error = tried(&pod).unwrap_err();
+        assert!(matches!(error, NotInjected::Unsupported(Unsupported::EntrypointUnknown { .. })), "{error}");
+    }
+
+    #[test]
+    fn nothing_is_taken_away_or_replaced_but_the_command() {
+        let spec = json!({
+            "containers": [
+                {"name": "web", "image": "web", "command": ["web"], "volumeMounts": [{"name": "data", "mountPath": "/data"}]},
+                {"name": "side", "image": "side"},
+            ],
+            "initContainers": [{"name": "init", "image": "init"}],
+            "volumes": [{"name": "data", "emptyDir": {}}],
+        });
+        let pod = pod(json!({"name": "a", "annotations": {"migration.io/enabled": "true"}}), spec);
+        for operation in tried(&pod).unwrap().patch {
+            assert_eq!(operation["op"], "add", "{operation}");
+            let path = operation["path"].as_str().unwrap();
+            let whole = [
+                "/spec/containers",
+                "/spec/initContainers",
+                "/spec/volumes",
+                "/spec/containers/0/volumeMounts",
+            ];
+            assert!(!whole.contains(&path), "{operation}");
+        }
+    }
+
+    #[test]
+    fn defaults_with_an_unknown_word_are_refused() {
+        let wrong = json!({"storage": {"type": "s3", "bucket": "checkpoints"}, "checkpontPolicy": {}});
+        assert!(serde_json::from_value::<Defaults>(wrong).is_err());
+    }
+}

@@ -1,0 +1,455 @@
+//! Every stage of a migration with everything that can be seen of it.
+
+use std::time::Duration;
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use migration_operator::{
+    api::migration::{Migration, MigrationStage as Stage, MigrationStrategy as Strategy, Place, TriggeredBy},
+    migration::{
+        Decision, Done, Effect, Failure, FailureKind, Handover, Limits, OperationSeen, PodSeen, Residency,
+        Seen, decide,
+    },
+};
+
+const START: i64 = 1_700_000_000;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(START + seconds).unwrap()
+}
+
+fn place(name: &str) -> Place {
+    Place { pod: format!("app-{name}"), node: name.to_owned() }
+}
+
+fn migration(stage: Stage) -> Migration {
+    Migration {
+        id: "0123456789abcdef".to_owned(),
+        stage,
+        stage_at: MicroTime(at(0)),
+        reason: "test".to_owned(),
+        triggered_by: TriggeredBy::Person,
+        strategy: Strategy::LazyStorage,
+        notice: None,
+        started_at: MicroTime(at(0)),
+        timeout_at: MicroTime(at(300)),
+        deadline: None,
+        source: place("a"),
+        target: None,
+        attempt: 1,
+        failures: None,
+        retry_at: None,
+        failed_nodes: Vec::new(),
+        failed_checkpoints: Vec::new(),
+        operation: None,
+        source_stopped: None,
+        checkpoint_id: None,
+        handover_id: None,
+        handover_generation: None,
+        target_lost: None,
+        cancel_requested: None,
+        dump_at: None,
+        frozen_at: None,
+        committed_at: None,
+        resumed_at: None,
+        blackout_ms: None,
+        resident_at: None,
+        finished_at: None,
+        message: None,
+    }
+}
+
+/// Every migration that the stages can write down, as far as a decision depends on it.
+fn written() -> Vec<Migration> {
+    let mut all = Vec::new();
+    let plain = |stage| migration(stage);
+    let target = |stage| Migration { target: Some(place("b")), ..migration(stage) };
+    let stopped = |stage| Migration {
+        source_stopped: Some(true),
+        checkpoint_id: Some("C2".to_owned()),
+        ..migration(stage)
+    };
+    let handed = |stage| Migration {
+        source_stopped: Some(true),
+        handover_id: Some("H".to_owned()),
+        handover_generation: Some(3),
+        strategy: Strategy::LazyDirect,
+        target: Some(place("b")),
+        ..migration(stage)
+    };
+    all.push(plain(Stage::ChoosingTarget));
+    all.push(stopped(Stage::ChoosingTarget));
+    all.push(Migration { target: None, ..handed(Stage::ChoosingTarget) });
+    all.push(target(Stage::Preparing));
+    all.push(Migration { target: Some(place("b")), ..stopped(Stage::Preparing) });
+    all.push(handed(Stage::Preparing));
+    for strategy in [Strategy::Full, Strategy::LazyStorage, Strategy::LazyDirect, Strategy::LazyHybrid] {
+        let operation = Some("dump".to_owned());
+        all.push(Migration { strategy, operation, ..target(Stage::Dumping) });
+    }
+    all.push(Migration { operation: Some("dump".to_owned()), ..plain(Stage::Dumping) });
+    let restoring =
+        Migration { target: Some(place("b")), operation: Some("r".into()), ..stopped(Stage::Restoring) };
+    all.push(Migration { target: Some(place("a")), ..restoring.clone() });
+    all.push(Migration { checkpoint_id: None, ..restoring.clone() });
+    all.push(restoring);
+    all.push(Migration { operation: Some("r".into()), ..handed(Stage::Restoring) });
+    all.push(handed(Stage::TakingBack));
+    for base in [Migration { target: Some(place("b")), ..stopped(Stage::Filling) }, handed(Stage::Filling)] {
+        for stage in [Stage::Filling, Stage::RemovingSource, Stage::Succeeded] {
+            all.push(Migration { stage, resumed_at: Some(MicroTime(at(1))), ..base.clone() });
+        }
+    }
+    for stage in [Stage::Failed, Stage::Cancelled] {
+        let finished_at = Some(MicroTime(at(10)));
+        all.push(Migration { finished_at: finished_at.clone(), ..target(stage) });
+        all.push(Migration {
+            finished_at: finished_at.clone(),
+            operation: Some("dump".into()),
+            ..target(stage)
+        });
+        all.push(Migration {
+            finished_at,
+            operation: Some("r".into()),
+            target: Some(place("b")),
+            ..stopped(stage)
+        });
+    }
+    let spent: Vec<_> = all.iter().map(|one| Migration { failures: Some(2), ..one.clone() }).collect();
+    let mut cancelled: Vec<_> =
+        all.iter().map(|one| Migration { cancel_requested: Some(true), ..one.clone() }).collect();
+    all.extend(spent);
+    all.append(&mut cancelled);
+    all
+}
+
+fn operations() -> Vec<OperationSeen> {
+    let span = (START as u64 * 1000, START as u64 * 1000 + 500);
+    let mut all = vec![OperationSeen::Unknown, OperationSeen::Absent, OperationSeen::Running];
+    all.push(OperationSeen::Succeeded(Done::Checkpoint { id: "C3".into(), frozen_ms: Some(5), span }));
+    all.push(OperationSeen::Succeeded(Done::Stopped { id: "H".into(), generation: 3, span }));
+    all.push(OperationSeen::Succeeded(Done::Restored { resume_ms: Some(7), span }));
+    for kind in [
+        FailureKind::Passing,
+        FailureKind::Store,
+        FailureKind::Strategy,
+        FailureKind::NoProcesses,
+        FailureKind::Damaged,
+        FailureKind::NoCheckpoint,
+        FailureKind::RunsElsewhere,
+        FailureKind::Refused,
+    ] {
+        all.push(OperationSeen::Failed(Failure { kind, message: "no".into(), checkpoint: None }));
+    }
+    all
+}
+
+const PODS: [PodSeen; 6] =
+    [PodSeen::Gone, PodSeen::Ended, PodSeen::Leaving, PodSeen::Starting, PodSeen::Ready, PodSeen::Silent];
+
+/// Everything that can be seen, except that an operation which was not written down is not seen and ends as its kind does.
+fn every_case(mut check: impl FnMut(&Migration, &Seen)) -> usize {
+    let mut cases = 0;
+    for written in written() {
+        let dump = !written.source_has_stopped();
+        for operation in operations() {
+            match &operation {
+                OperationSeen::Absent => {}
+                _ if written.operation.is_none() => continue,
+                OperationSeen::Succeeded(Done::Restored { .. }) if dump => continue,
+                OperationSeen::Succeeded(Done::Checkpoint { .. } | Done::Stopped { .. }) if !dump => continue,
+                _ => {}
+            }
+            for source in PODS {
+                for target in PODS {
+                    for handover in [Handover::Unknown, Handover::Stopped, Handover::Over, Handover::Claimed]
+                    {
+                        for residency in [Residency::Unknown, Residency::Arriving, Residency::Resident] {
+                            let filling = matches!(
+                                written.stage,
+                                Stage::Filling | Stage::RemovingSource | Stage::Succeeded
+                            );
+                            if (handover != Handover::Unknown && written.stage != Stage::TakingBack)
+                                || (residency != Residency::Unknown && !filling)
+                            {
+                                continue;
+                            }
+                            for bits in 0..16 {
+                                let bit = |place: u32| bits >> place & 1 == 1;
+                                check(
+                                    &written,
+                                    &Seen {
+                                        source,
+                                        source_doomed: bit(0),
+                                        target,
+                                        target_doomed: bit(1),
+                                        nodes: if bit(2) { vec!["b".into(), "c".into()] } else { Vec::new() },
+                                        operation: operation.clone(),
+                                        handover,
+                                        residency,
+                                        checkpoints: bit(3).then(|| vec!["C2".into(), "C1".into()]),
+                                        cancel: false,
+                                        preserve_source: false,
+                                    },
+                                );
+                                cases += 1;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    cases
+}
+
+fn now_of(seen: &Seen, late: bool) -> Timestamp {
+    // Both sides of every limit within a run of the table.
+    if late { at(400) } else { at(if seen.source_doomed { 200 } else { 1 }) }
+}
+
+#[test]
+fn every_effect_is_covered_by_what_is_written_and_seen() {
+    let limits = Limits::default();
+    let mut effects = std::collections::HashSet::new();
+    let cases = every_case(|written, seen| {
+        for late in [false, true] {
+            let Decision::Do(effect) = decide(written, seen, &limits, now_of(seen, late)) else { continue };
+            effects.insert(effect);
+            match effect {
+                Effect::Dump => {
+                    assert_eq!(
+                        (written.stage, &seen.operation),
+                        (Stage::Dumping, &OperationSeen::Absent),
+                        "{written:?} {seen:?}"
+                    );
+                    assert!(
+                        !written.source_has_stopped() && seen.source == PodSeen::Ready && !late,
+                        "{written:?} {seen:?}"
+                    );
+                }
+                Effect::Restore => {
+                    assert_eq!(
+                        (written.stage, &seen.operation),
+                        (Stage::Restoring, &OperationSeen::Absent),
+                        "{written:?} {seen:?}"
+                    );
+                    assert!(
+                        written.source_has_stopped() && seen.target == PodSeen::Ready && !late,
+                        "{written:?} {seen:?}"
+                    );
+                }
+                Effect::DeleteSource => {
+                    assert!(
+                        matches!(written.stage, Stage::RemovingSource | Stage::Succeeded),
+                        "{written:?} {seen:?}"
+                    );
+                    assert!(written.resumed_at.is_some() && !written.returns(), "{written:?} {seen:?}");
+                }
+                Effect::DeleteTarget => {
+                    assert!(written.stage == Stage::Restoring && !written.returns(), "{written:?} {seen:?}");
+                    assert_eq!(seen.operation, OperationSeen::Absent, "{written:?} {seen:?}");
+                }
+                Effect::CreateTarget => assert_eq!(
+                    (written.stage, seen.target),
+                    (Stage::Preparing, PodSeen::Gone),
+                    "{written:?} {seen:?}"
+                ),
+                Effect::Cancel => assert_eq!(seen.operation, OperationSeen::Running, "{written:?} {seen:?}"),
+            }
+        }
+    });
+    assert!(cases > 30_000, "{cases}");
+    assert_eq!(effects.len(), 6, "{effects:?}");
+}
+
+#[test]
+fn what_is_known_to_be_stopped_is_forgotten_only_when_it_goes_on_at_the_source() {
+    let limits = Limits::default();
+    every_case(|written, seen| {
+        for late in [false, true] {
+            let Decision::Record(next) = decide(written, seen, &limits, now_of(seen, late)) else { continue };
+            assert_ne!(*next, *written, "{written:?} {seen:?}");
+            if written.source_has_stopped() && !next.source_has_stopped() {
+                assert!(written.takes_back() && seen.handover == Handover::Over, "{written:?} {seen:?}");
+            }
+            if !written.source_has_stopped() && next.source_has_stopped() {
+                let dumped = matches!(seen.operation, OperationSeen::Succeeded(_));
+                assert!(dumped || seen.source.is_over(), "{written:?} {seen:?}");
+            }
+            if written.stage.is_over() {
+                assert_eq!(next.stage, written.stage, "{written:?} {seen:?}");
+            }
+            // A restore is written down only when none before it can have come to anything.
+            if next.operation.is_some()
+                && next.source_has_stopped()
+                && written.operation.is_some()
+                && next.operation != written.operation
+            {
+                let failed = matches!(seen.operation, OperationSeen::Failed(_));
+                let dumped = matches!(
+                    seen.operation,
+                    OperationSeen::Succeeded(Done::Checkpoint { .. } | Done::Stopped { .. })
+                );
+                assert!(
+                    failed || dumped || seen.target.is_over() || seen.source.is_over(),
+                    "{written:?} {seen:?}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn after_the_timeout_and_its_grace_every_migration_ends_whatever_is_seen() {
+    let limits = Limits::default();
+    every_case(|written, seen| {
+        let mut written = written.clone();
+        let mut seen = seen.clone();
+        for _ in 0..6 {
+            match decide(&written, &seen, &limits, at(400)) {
+                Decision::Record(next) => {
+                    if next.operation.is_some() && next.operation != written.operation {
+                        seen.operation = OperationSeen::Absent;
+                    }
+                    written = *next;
+                }
+                Decision::Do(Effect::DeleteSource) if written.stage == Stage::RemovingSource => {
+                    panic!("it is waited for the source to be gone: {written:?}")
+                }
+                _ => break,
+            }
+        }
+        assert!(written.stage.is_over(), "{written:?} {seen:?}");
+        assert!(written.message.is_some() || written.stage != Stage::Failed || written.finished_at.is_some());
+    });
+}
+
+#[test]
+fn records_lead_to_something_other_than_records() {
+    let limits = Limits::default();
+    every_case(|written, seen| {
+        let (mut current, mut seen) = (written.clone(), seen.clone());
+        for _ in 0..8 {
+            let Decision::Record(next) = decide(&current, &seen, &limits, now_of(&seen, false)) else {
+                return;
+            };
+            if next.operation != current.operation {
+                seen.operation = OperationSeen::Absent;
+            }
+            if next.target != current.target {
+                seen.target = PodSeen::Gone;
+                seen.target_doomed = false;
+            }
+            current = *next;
+        }
+        panic!("nothing but records: {written:?} {seen:?}");
+    });
+}
+
+#[test]
+fn a_source_goes_only_after_its_target_has_all_pages_it_needs_of_it() {
+    let mut written = Migration {
+        target: Some(place("b")),
+        resumed_at: Some(MicroTime(at(1))),
+        ..migration(Stage::Filling)
+    };
+    written.source_stopped = Some(true);
+    written.handover_id = Some("H".into());
+    let seen =
+        |residency| Seen { source: PodSeen::Ready, target: PodSeen::Ready, residency, ..Seen::default() };
+    let limits = Limits::default();
+    for residency in [Residency::Unknown, Residency::Arriving] {
+        assert!(matches!(decide(&written, &seen(residency), &limits, at(2)), Decision::Wait(_)));
+        // The migration is over in time; the source is still needed.
+        let Decision::Record(late) = decide(&written, &seen(residency), &limits, at(301)) else { panic!() };
+        assert_eq!(late.stage, Stage::Succeeded);
+        assert!(matches!(decide(&late, &seen(residency), &limits, at(302)), Decision::Wait(_)));
+        assert_eq!(
+            decide(&late, &seen(Residency::Resident), &limits, at(303)),
+            Decision::Do(Effect::DeleteSource)
+        );
+    }
+    let Decision::Record(next) = decide(&written, &seen(Residency::Resident), &limits, at(2)) else {
+        panic!()
+    };
+    assert_eq!(next.stage, Stage::RemovingSource);
+    assert_eq!(decide(&next, &seen(Residency::Resident), &limits, at(3)), Decision::Do(Effect::DeleteSource));
+    let kept = Seen { preserve_source: true, ..seen(Residency::Resident) };
+    let Decision::Record(over) = decide(&next, &kept, &limits, at(3)) else { panic!() };
+    assert_eq!(decide(&over, &kept, &limits, at(4)), Decision::Over);
+}
+
+#[test]
+fn a_deadline_that_leaves_no_time_makes_the_dump_come_first() {
+    let deadline = Some(MicroTime(at(60)));
+    let written = Migration { strategy: Strategy::LazyDirect, deadline, ..migration(Stage::ChoosingTarget) };
+    let seen = Seen {
+        source: PodSeen::Ready,
+        source_doomed: true,
+        target: PodSeen::Gone,
+        nodes: vec!["b".into()],
+        ..Seen::default()
+    };
+    let limits = Limits { reserve: Duration::from_secs(20), ..Limits::default() };
+    let Decision::Record(early) = decide(&written, &seen, &limits, at(39)) else { panic!() };
+    assert_eq!(early.stage, Stage::Preparing);
+    for from in [written, *early] {
+        let Decision::Record(next) = decide(&from, &seen, &limits, at(40)) else { panic!() };
+        assert_eq!(next.stage, Stage::Dumping);
+        // Stopped processes would go down with their machine.
+        assert_eq!(next.strategy, Strategy::LazyStorage);
+    }
+}
+
+#[test]
+fn a_node_that_failed_is_taken_again_only_when_there_is_no_other() {
+    let mut written = migration(Stage::ChoosingTarget);
+    written.failed_nodes = vec!["b".into()];
+    let seen = |nodes: &[&str]| Seen {
+        source: PodSeen::Ready,
+        nodes: nodes.iter().map(|&node| node.to_owned()).collect(),
+        ..Seen::default()
+    };
+    let chosen = |nodes| match decide(&written, &seen(nodes), &Limits::default(), at(1)) {
+        Decision::Record(next) => next.target.unwrap().node,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(chosen(&["b", "c"]), "c");
+    assert_eq!(chosen(&["b"]), "b");
+    assert!(matches!(decide(&written, &seen(&[]), &Limits::default(), at(1)), Decision::Wait(_)));
+}
+
+#[test]
+fn a_store_that_does_not_answer_costs_no_target() {
+    let mut written =
+        Migration { target: Some(place("b")), operation: Some("r".into()), ..migration(Stage::Restoring) };
+    written.source_stopped = Some(true);
+    let failure = Failure { kind: FailureKind::Store, message: "store".into(), checkpoint: None };
+    let seen = Seen { target: PodSeen::Ready, operation: OperationSeen::Failed(failure), ..Seen::default() };
+    let Decision::Record(next) = decide(&written, &seen, &Limits::default(), at(1)) else { panic!() };
+    assert_eq!((next.stage, &next.target, next.failures), (Stage::Preparing, &written.target, None));
+    assert!(matches!(decide(&next, &seen, &Limits::default(), at(1)), Decision::Wait(_)));
+}
+
+#[test]
+fn a_damaged_checkpoint_makes_the_one_before_it_be_restored() {
+    let mut written =
+        Migration { target: Some(place("b")), operation: Some("r".into()), ..migration(Stage::Restoring) };
+    written.source_stopped = Some(true);
+    written.checkpoint_id = Some("C3".into());
+    let failure = Failure { kind: FailureKind::Damaged, message: "a hash".into(), checkpoint: None };
+    let checkpoints = Some(vec!["C3".into(), "C2".into(), "C1".into()]);
+    let seen = Seen {
+        target: PodSeen::Ready,
+        operation: OperationSeen::Failed(failure),
+        checkpoints,
+        ..Seen::default()
+    };
+    let Decision::Record(next) = decide(&written, &seen, &Limits::default(), at(1)) else { panic!() };
+    assert_eq!((next.stage, next.checkpoint_id.as_deref()), (Stage::Restoring, Some("C2")));
+    assert_ne!(next.operation, written.operation);
+    let Decision::Record(next) = decide(&next, &seen, &Limits::default(), at(2)) else { panic!() };
+    let Decision::Record(next) = decide(&next, &seen, &Limits::default(), at(3)) else { panic!() };
+    assert_eq!(next.stage, Stage::Failed);
+    assert!(next.message.as_ref().is_some_and(|text| text.contains("C1")), "{next:?}");
+}

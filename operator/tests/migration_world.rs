@@ -1,0 +1,570 @@
+//! Migrations in a small world in which anything fails at any moment: agents, pods, nodes, and the operator between what it
+//! writes down and what it does.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use migration_operator::{
+    api::migration::{Migration, MigrationStage as Stage, MigrationStrategy, TargetLost},
+    migration::{
+        Decision, Done, Effect, Failure, FailureKind, Handover, Limits, OperationSeen, PodSeen, Residency,
+        Seen, decide,
+    },
+};
+use proptest::{prelude::*, strategy::Strategy as Generator};
+use serde_json::json;
+
+/// A step of time.
+const TICK_MS: u64 = 100;
+/// The source and the nodes that can be moved to.
+const NODES: [&str; 4] = ["a", "b", "c", "d"];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Which {
+    Source,
+    Target,
+}
+
+#[derive(Clone, Debug)]
+enum Happens {
+    /// The next final dump, or restore, fails.
+    Fails {
+        dump: bool,
+        kind: FailureKind,
+    },
+    /// It takes this many ticks.
+    Slow {
+        dump: bool,
+        ticks: u64,
+    },
+    /// An agent does not answer for a while.
+    Silent(Which, u64),
+    /// A pod is gone with its machine.
+    Dies(Which),
+    /// A node is about to vanish.
+    Doomed(usize),
+    Cancel,
+    /// The operator dies before it does what it has written down.
+    Forgets,
+    /// The operator dies while a request to an agent is on its way, which arrives that much later.
+    Late(u64),
+    /// Somebody else writes at the same time.
+    Conflict,
+}
+
+fn happens() -> impl Generator<Value = Happens> {
+    let which = prop_oneof![Just(Which::Source), Just(Which::Target)];
+    let kind = prop_oneof![
+        Just(FailureKind::Passing),
+        Just(FailureKind::Store),
+        Just(FailureKind::Strategy),
+        Just(FailureKind::Damaged),
+        Just(FailureKind::Refused),
+    ];
+    prop_oneof![
+        3 => (any::<bool>(), kind).prop_map(|(dump, kind)| Happens::Fails { dump, kind }),
+        2 => (any::<bool>(), 1u64..1500).prop_map(|(dump, ticks)| Happens::Slow { dump, ticks }),
+        3 => (which.clone(), 1u64..1500).prop_map(|(which, ticks)| Happens::Silent(which, ticks)),
+        2 => which.prop_map(Happens::Dies),
+        2 => (0..NODES.len()).prop_map(Happens::Doomed),
+        1 => Just(Happens::Cancel),
+        2 => Just(Happens::Forgets),
+        2 => (1u64..100).prop_map(Happens::Late),
+        2 => Just(Happens::Conflict),
+    ]
+}
+
+#[derive(Clone, Debug)]
+struct Story {
+    strategy: MigrationStrategy,
+    deadline_s: Option<u64>,
+    checkpoint_before: bool,
+    /// By tick.
+    events: Vec<(u64, Happens)>,
+}
+
+fn story() -> impl Generator<Value = Story> {
+    let strategy = prop_oneof![
+        Just(MigrationStrategy::Full),
+        Just(MigrationStrategy::LazyStorage),
+        Just(MigrationStrategy::LazyDirect),
+        Just(MigrationStrategy::LazyHybrid),
+    ];
+    let deadline = proptest::option::of(5u64..120);
+    // Most of what matters happens in the first seconds.
+    let when = prop_oneof![3 => 0u64..40, 1 => 0u64..700];
+    let events = proptest::collection::vec((when, happens()), 0..9);
+    (strategy, deadline, any::<bool>(), events).prop_map(
+        |(strategy, deadline_s, checkpoint_before, events)| Story {
+            strategy,
+            deadline_s,
+            checkpoint_before,
+            events,
+        },
+    )
+}
+
+#[derive(Clone, Debug)]
+struct Pod {
+    ready_at: u64,
+    silent_until: u64,
+    /// Its journal.
+    operations: BTreeMap<String, Operation>,
+}
+
+#[derive(Clone, Debug)]
+struct Operation {
+    dump: bool,
+    begun: u64,
+    ends_at: u64,
+    fails: Option<FailureKind>,
+    hands_over: bool,
+    /// What is restored.
+    what: Option<String>,
+    from_handover: bool,
+    ended: Option<OperationSeen>,
+}
+
+/// Processes that are stopped.
+#[derive(Clone, Debug)]
+struct Stopped {
+    pod: String,
+    id: String,
+    since: u64,
+    claimed: bool,
+    /// When the target needs them no longer.
+    finished_at: Option<u64>,
+}
+
+struct World {
+    tick: u64,
+    written: Migration,
+    pods: BTreeMap<String, Pod>,
+    doomed: Vec<String>,
+    dead: Vec<String>,
+    runs: Vec<String>,
+    stopped: Option<Stopped>,
+    checkpoints: Vec<String>,
+    filling_until: u64,
+    cancel: bool,
+    fails_dump: Vec<FailureKind>,
+    fails_restore: Vec<FailureKind>,
+    slow_dump: u64,
+    slow_restore: u64,
+    forgets: u32,
+    late: Vec<u64>,
+    conflicts: u32,
+    on_their_way: Vec<(u64, Effect, Migration)>,
+    ids: u64,
+    log: Vec<String>,
+}
+
+fn at(tick: u64) -> Timestamp {
+    Timestamp::from_millisecond(1_700_000_000_000 + (tick * TICK_MS) as i64).unwrap()
+}
+
+impl World {
+    fn new(story: &Story) -> Self {
+        let written: Migration = serde_json::from_value(json!({
+            "id": "0123456789abcdef", "stage": "ChoosingTarget", "stageAt": at(0).to_string(), "reason": "test",
+            "triggeredBy": "Person", "strategy": "full", "startedAt": at(0).to_string(),
+            "timeoutAt": (at(0) + Duration::from_secs(60)).to_string(),
+            "source": {"pod": "app-0", "node": "a"}, "attempt": 1
+        }))
+        .unwrap();
+        let deadline = story.deadline_s.map(|seconds| MicroTime(at(0) + Duration::from_secs(seconds)));
+        let written = Migration { strategy: story.strategy, deadline, ..written };
+        let source = Pod { ready_at: 0, silent_until: 0, operations: BTreeMap::new() };
+        Self {
+            tick: 0,
+            written,
+            pods: BTreeMap::from([("app-0".to_owned(), source)]),
+            doomed: Vec::new(),
+            dead: Vec::new(),
+            runs: vec!["app-0".to_owned()],
+            stopped: None,
+            checkpoints: if story.checkpoint_before { vec!["P0".into()] } else { Vec::new() },
+            filling_until: 0,
+            cancel: false,
+            fails_dump: Vec::new(),
+            fails_restore: Vec::new(),
+            slow_dump: 0,
+            slow_restore: 0,
+            forgets: 0,
+            late: Vec::new(),
+            conflicts: 0,
+            on_their_way: Vec::new(),
+            ids: 0,
+            log: Vec::new(),
+        }
+    }
+
+    fn pod_of(&self, which: Which) -> Option<String> {
+        match which {
+            Which::Source => Some(self.written.source.pod.clone()),
+            Which::Target => self.written.target.as_ref().map(|target| target.pod.clone()),
+        }
+    }
+
+    fn happens(&mut self, event: &Happens) {
+        self.log.push(format!("{}: {event:?}", self.tick));
+        match event {
+            Happens::Fails { dump: true, kind } => self.fails_dump.push(*kind),
+            Happens::Fails { dump: false, kind } => self.fails_restore.push(*kind),
+            Happens::Slow { dump: true, ticks } => self.slow_dump = *ticks,
+            Happens::Slow { dump: false, ticks } => self.slow_restore = *ticks,
+            Happens::Silent(which, ticks) => {
+                let until = self.tick + ticks;
+                if let Some(pod) = self.pod_of(*which).and_then(|name| self.pods.get_mut(&name)) {
+                    pod.silent_until = until;
+                }
+            }
+            Happens::Dies(which) => {
+                if let Some(name) = self.pod_of(*which) {
+                    self.end_pod(&name);
+                }
+            }
+            Happens::Doomed(node) => self.doomed.push(NODES[*node].to_owned()),
+            Happens::Cancel => self.cancel = true,
+            Happens::Forgets => self.forgets += 1,
+            Happens::Late(ticks) => self.late.push(*ticks),
+            Happens::Conflict => self.conflicts += 1,
+        }
+    }
+
+    fn end_pod(&mut self, name: &str) {
+        if self.pods.remove(name).is_some() {
+            self.runs.retain(|pod| pod != name);
+            if self.stopped.as_ref().is_some_and(|stopped| stopped.pod == name) {
+                self.stopped = None;
+            }
+        }
+    }
+
+    /// Agents do what they were asked.
+    fn agents_work(&mut self) {
+        let due: Vec<(String, String)> = self
+            .pods
+            .iter()
+            .flat_map(|(name, pod)| pod.operations.iter().map(move |(id, operation)| (name, id, operation)))
+            .filter(|(_, _, operation)| operation.ended.is_none() && operation.ends_at <= self.tick)
+            .map(|(name, id, _)| (name.clone(), id.clone()))
+            .collect();
+        for (name, id) in due {
+            let operation = self.pods[&name].operations[&id].clone();
+            let ended = self.outcome(&name, &operation);
+            self.log.push(format!("{}: {id} in {name}: {ended:?}", self.tick));
+            if let Some(operation) = self.pods.get_mut(&name).and_then(|pod| pod.operations.get_mut(&id)) {
+                operation.ended = Some(ended);
+            }
+        }
+        // Processes that nobody has claimed go on by themselves; those that are needed no longer are ended.
+        if let Some(stopped) = self.stopped.clone() {
+            if !stopped.claimed && self.tick > stopped.since + 300 {
+                self.stopped = None;
+                self.runs.push(stopped.pod);
+            } else if stopped.finished_at.is_some_and(|at| at <= self.tick) {
+                self.stopped = None;
+            }
+        }
+    }
+
+    fn outcome(&mut self, pod: &str, operation: &Operation) -> OperationSeen {
+        let fail =
+            |kind| OperationSeen::Failed(Failure { kind, message: format!("{kind:?}"), checkpoint: None });
+        if let Some(kind) = operation.fails {
+            return fail(kind);
+        }
+        let span = (operation.begun * TICK_MS, self.tick * TICK_MS);
+        if operation.dump {
+            if !self.runs.iter().any(|one| one == pod) {
+                return fail(FailureKind::NoProcesses);
+            }
+            self.runs.retain(|one| one != pod);
+            self.ids += 1;
+            if operation.hands_over {
+                let id = format!("H{}", self.ids);
+                self.stopped = Some(Stopped {
+                    pod: pod.to_owned(),
+                    id: id.clone(),
+                    since: self.tick,
+                    claimed: false,
+                    finished_at: None,
+                });
+                return OperationSeen::Succeeded(Done::Stopped { id, generation: self.ids, span });
+            }
+            let id = format!("C{}", self.ids);
+            self.checkpoints.push(id.clone());
+            return OperationSeen::Succeeded(Done::Checkpoint { id, frozen_ms: Some(1), span });
+        }
+        // A launcher that is in front of processes takes no others.
+        if self.runs.iter().any(|one| one == pod) {
+            return fail(FailureKind::NoProcesses);
+        }
+        if operation.from_handover {
+            match &mut self.stopped {
+                Some(stopped) if Some(&stopped.id) == operation.what.as_ref() && !stopped.claimed => {
+                    stopped.claimed = true;
+                    stopped.finished_at = Some(self.tick + 20);
+                }
+                _ => return fail(FailureKind::RunsElsewhere),
+            }
+        } else if let Some(what) = &operation.what
+            && !self.checkpoints.contains(what)
+        {
+            return fail(FailureKind::Damaged);
+        } else if self.checkpoints.is_empty() {
+            return fail(FailureKind::NoCheckpoint);
+        }
+        self.runs.push(pod.to_owned());
+        self.filling_until = self.tick + 20;
+        OperationSeen::Succeeded(Done::Restored { resume_ms: Some(1), span })
+    }
+
+    fn pod_seen(&self, name: &str) -> PodSeen {
+        match self.pods.get(name) {
+            None => PodSeen::Gone,
+            Some(pod) if self.tick < pod.ready_at => PodSeen::Starting,
+            Some(pod) if self.tick < pod.silent_until => PodSeen::Silent,
+            Some(_) => PodSeen::Ready,
+        }
+    }
+
+    fn see(&mut self) -> Seen {
+        let written = self.written.clone();
+        let source = self.pod_seen(&written.source.pod);
+        let target = written.target.as_ref().map_or(PodSeen::Gone, |target| self.pod_seen(&target.pod));
+        let asked =
+            if written.source_has_stopped() { written.target.as_ref() } else { Some(&written.source) };
+        let operation = match (&written.operation, asked) {
+            (Some(id), Some(place)) => match (self.pod_seen(&place.pod), self.pods.get(&place.pod)) {
+                (PodSeen::Ready, Some(pod)) => match pod.operations.get(id) {
+                    None => OperationSeen::Absent,
+                    Some(Operation { ended: None, .. }) => OperationSeen::Running,
+                    Some(Operation { ended: Some(ended), .. }) => ended.clone(),
+                },
+                _ => OperationSeen::Unknown,
+            },
+            (Some(_), None) => OperationSeen::Unknown,
+            (None, _) => OperationSeen::Absent,
+        };
+        let mut residency = match target {
+            PodSeen::Ready if self.tick < self.filling_until => Residency::Arriving,
+            PodSeen::Ready => Residency::Resident,
+            _ => Residency::Unknown,
+        };
+        let mut handover = Handover::Unknown;
+        if written.handover_id.is_some() {
+            match source {
+                PodSeen::Gone | PodSeen::Ended => handover = Handover::Over,
+                PodSeen::Ready => {
+                    if written.takes_back()
+                        && let Some(stopped) = self.stopped.clone()
+                    {
+                        if stopped.claimed {
+                            handover = Handover::Claimed;
+                        } else {
+                            self.stopped = None;
+                            self.runs.push(stopped.pod);
+                            handover = Handover::Over;
+                        }
+                    } else if self.stopped.is_some() {
+                        handover = Handover::Stopped;
+                        if residency == Residency::Resident {
+                            residency = Residency::Arriving;
+                        }
+                    } else {
+                        handover = Handover::Over;
+                    }
+                }
+                _ => residency = Residency::Unknown,
+            }
+        }
+        let usable = |node: &&&str| **node != written.source.node && !self.is_doomed(node);
+        Seen {
+            source,
+            source_doomed: self.is_doomed(&written.source.node),
+            target,
+            target_doomed: written.target.as_ref().is_some_and(|target| self.is_doomed(&target.node)),
+            nodes: NODES.iter().filter(usable).map(|&node| node.to_owned()).collect(),
+            operation,
+            handover,
+            residency,
+            checkpoints: Some(self.checkpoints.iter().rev().cloned().collect()),
+            cancel: self.cancel,
+            preserve_source: false,
+        }
+    }
+
+    fn is_doomed(&self, node: &str) -> bool {
+        self.doomed.iter().chain(&self.dead).any(|one| one == node)
+    }
+
+    /// The operator has its turn.
+    fn operate(&mut self, limits: &Limits) {
+        for _ in 0..6 {
+            let seen = self.see();
+            match decide(&self.written, &seen, limits, at(self.tick)) {
+                Decision::Record(next) => {
+                    if self.conflicts > 0 {
+                        self.conflicts -= 1;
+                        return;
+                    }
+                    self.log.push(format!(
+                        "{}: {:?} {:?} {:?}",
+                        self.tick, next.stage, next.operation, next.message
+                    ));
+                    self.written = *next;
+                }
+                Decision::Do(effect) => {
+                    let written = self.written.clone();
+                    if self.forgets > 0 {
+                        self.forgets -= 1;
+                    } else if matches!(effect, Effect::Dump | Effect::Restore)
+                        && let Some(ticks) = self.late.pop()
+                    {
+                        self.on_their_way.push((self.tick + ticks, effect, written));
+                    } else {
+                        self.does(effect, &written);
+                    }
+                    return;
+                }
+                Decision::Wait(_) | Decision::Over => return,
+            }
+        }
+    }
+
+    fn does(&mut self, effect: Effect, written: &Migration) {
+        self.log.push(format!("{}: {effect:?} {:?}", self.tick, written.operation));
+        let target = written.target.as_ref();
+        match effect {
+            Effect::CreateTarget => {
+                let target = target.expect("a target is written down");
+                let ready_at = self.tick + 10;
+                let pod = Pod { ready_at, silent_until: 0, operations: BTreeMap::new() };
+                self.pods.entry(target.pod.clone()).or_insert(pod);
+            }
+            Effect::DeleteTarget => {
+                let name = target.expect("a target is written down").pod.clone();
+                assert!(!self.runs.contains(&name), "what is deleted runs: {}", self.log.join("\n"));
+                self.end_pod(&name);
+            }
+            Effect::DeleteSource => {
+                let name = written.source.pod.clone();
+                assert!(
+                    !self.runs.contains(&name),
+                    "the source is deleted and runs: {}",
+                    self.log.join("\n")
+                );
+                let stopped = self.stopped.as_ref().map(|stopped| &stopped.id);
+                let needed = stopped.is_some() && stopped == written.handover_id.as_ref();
+                assert!(!needed, "the source is deleted and needed: {}", self.log.join("\n"));
+                self.end_pod(&name);
+            }
+            Effect::Dump => self.begin(&written.source.pod, written, true),
+            Effect::Restore => {
+                let name = target.expect("a target is written down").pod.clone();
+                self.begin(&name, written, false);
+            }
+            Effect::Cancel => {
+                let place = if written.source_has_stopped() { target } else { Some(&written.source) };
+                let Some(pod) = place.and_then(|place| self.pods.get_mut(&place.pod)) else { return };
+                let operation = written.operation.as_ref().and_then(|id| pod.operations.get_mut(id));
+                if let Some(operation) = operation.filter(|operation| operation.ended.is_none()) {
+                    let kind = FailureKind::Passing;
+                    let failure = Failure { kind, message: "cancelled".into(), checkpoint: None };
+                    operation.ended = Some(OperationSeen::Failed(failure));
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, pod: &str, written: &Migration, dump: bool) {
+        // An agent does one thing at a time to an application.
+        let busy =
+            self.pods.get(pod).is_some_and(|pod| pod.operations.values().any(|one| one.ended.is_none()));
+        if busy {
+            return;
+        }
+        let (fails, slow) = match dump {
+            true => (self.fails_dump.pop(), std::mem::take(&mut self.slow_dump)),
+            false => (self.fails_restore.pop(), std::mem::take(&mut self.slow_restore)),
+        };
+        let what = written.handover_id.clone().or_else(|| written.checkpoint_id.clone());
+        let operation = Operation {
+            dump,
+            begun: self.tick,
+            ends_at: self.tick + 5 + slow,
+            fails,
+            hands_over: written.strategy.hands_over(),
+            what,
+            from_handover: written.handover_id.is_some(),
+            ended: None,
+        };
+        let id = written.operation.clone().expect("an operation is written down");
+        // A silent agent hears nothing; one that is gone even less.
+        if self.pod_seen(pod) == PodSeen::Ready
+            && let Some(pod) = self.pods.get_mut(pod)
+        {
+            pod.operations.entry(id).or_insert(operation);
+        }
+    }
+
+    fn step(&mut self, limits: &Limits) {
+        self.tick += 1;
+        self.agents_work();
+        let arrived: Vec<_> = self.on_their_way.extract_if(.., |(when, ..)| *when <= self.tick).collect();
+        for (_, effect, written) in arrived {
+            self.does(effect, &written);
+        }
+        self.operate(limits);
+        assert!(self.runs.len() <= 1, "two runners {:?}:\n{}", self.runs, self.log.join("\n"));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, max_shrink_iters: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_fails_there_is_one_runner_and_an_end(story in story()) {
+        let limits = Limits { look: Duration::from_millis(TICK_MS), ..Limits::default() };
+        let mut world = World::new(&story);
+        let last = (60_000 + limits.grace.as_millis() as u64) / TICK_MS + 20;
+        for tick in 0..last {
+            for (_, event) in story.events.iter().filter(|(when, _)| *when == tick) {
+                world.happens(event);
+            }
+            world.step(&limits);
+        }
+        prop_assert!(world.written.stage.is_over(), "{:?}\n{}", world.written, world.log.join("\n"));
+
+        // Afterwards everybody answers again, and what was not known is settled.
+        for pod in world.pods.values_mut() {
+            pod.silent_until = 0;
+        }
+        for _ in 0..3000 {
+            world.step(&limits);
+        }
+        let written = &world.written;
+        let place = written.may_run_in().map(|place| place.pod.clone());
+        let log = world.log.join("\n");
+        prop_assert_eq!(&written.operation, &None, "{:?}\n{}", written, log);
+        match (&world.runs[..], place) {
+            ([runs], place) => prop_assert_eq!(Some(runs), place.as_ref(), "it runs elsewhere than is written\n{}", log),
+            ([], Some(place)) => {
+                // It is stopped there, or its pod is gone, which everybody can see; its checkpoint can be restored.
+                let stopped = world.stopped.as_ref().is_some_and(|stopped| stopped.pod == place);
+                // Or it is written down that this is not known: the next checkpoint there tells.
+                let unknown = written.target_lost == Some(TargetLost::MayHaveRun);
+                prop_assert!(stopped || unknown || !world.pods.contains_key(&place), "{:?}\n{}", written, log);
+            }
+            // What was dumped is in the store, and everybody can see that it does not run.
+            _ => prop_assert!(written.stage != Stage::Succeeded, "{:?}\n{}", written, log),
+        }
+        // Nothing stays stopped for ever beside a copy of it that does not exist.
+        if let Some(stopped) = &world.stopped {
+            let claimed_and_lost = stopped.claimed;
+            prop_assert!(claimed_and_lost, "{:?}\n{}", stopped, log);
+        }
+    }
+}
