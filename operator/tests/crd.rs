@@ -211,13 +211,15 @@ async fn an_explicit_false_survives_every_update() {
     assert_eq!(checkpoint.auto_adjust, Some(false));
 }
 
+/// What is changed, which place the message names, and what it says beside that.
+type Case<'a> = (&'a [(&'a str, Value)], &'a str, &'a [&'a str]);
+
 #[tokio::test]
 async fn an_invalid_spec_is_refused_with_the_field_and_the_fix() {
     let (cluster, namespace) = cluster().await;
     let agent = json!([{"name": "migration-agent", "image": "a"}]);
     let direct = json!({"strategy": "lazy-direct"});
-    // Where, what, and what the message says beside the place.
-    let cases: &[(&[(&str, Value)], &str, &[&str])] = &[
+    let cases: &[Case<'_>] = &[
         (&[("spec.storage.type", json!("floppy"))], "spec.storage.type", &["\"s3\", \"minio\", \"gcs\""]),
         (
             &[("spec.storage.bucket", json!("s3://bucket/dir"))],

@@ -20,12 +20,16 @@ use kube::{
     runtime::{WatchStreamExt, watcher},
 };
 use serde_json::{Value, json};
-use tokio::{runtime, sync::oneshot, time::sleep};
+use tokio::{
+    runtime,
+    sync::oneshot,
+    time::{sleep, timeout},
+};
 
 use crate::{
     cluster,
     error::Error,
-    stack::{PATIENCE, PAUSE},
+    stack::{ANSWER, PATIENCE, PAUSE},
 };
 
 /// The Service that stands for the server that knows CEL.
@@ -157,9 +161,10 @@ fn is_established(definition: &CustomResourceDefinition) -> bool {
 pub async fn wait_until_served(client: &Client, group_version: &str) -> Result<(), Error> {
     let begun = Instant::now();
     loop {
-        let seen = match client.list_api_group_resources(group_version).await {
-            Ok(_) => return Ok(()),
-            Err(error) => error.to_string(),
+        let seen = match timeout(ANSWER, client.list_api_group_resources(group_version)).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it does not answer".to_owned(),
         };
         if begun.elapsed() > PATIENCE {
             let what = format!("an answer of the group {group_version}");

@@ -17,7 +17,7 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::json;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::{
     cluster, credentials,
@@ -29,6 +29,8 @@ use crate::{
 
 /// How long anything may take to come up. Seconds are usual; a machine that also compiles takes its time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+/// How long one question may take. A server that has only just begun leaves some without an answer for ever.
+pub(crate) const ANSWER: Duration = Duration::from_secs(5);
 /// How long to wait between two looks.
 pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 
@@ -127,9 +129,10 @@ async fn wait_until_ready(
     loop {
         // A client that meets a closed port waits longer and longer; a look at the port does not.
         if TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok() {
-            match ready(client).await {
-                Ok(()) => return Ok(()),
-                Err(error) => seen = error.to_string(),
+            match timeout(ANSWER, ready(client)).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => seen = error.to_string(),
+                Err(_) => seen = "it does not answer".to_owned(),
             }
         }
         for name in [programs::ETCD, programs::API_SERVER] {

@@ -100,9 +100,9 @@ fn app_name(pod: &Pod, request: &str) -> String {
 fn patch(pod: &Pod, built: &Pod, moved: &str, app: &str) -> Vec<Value> {
     let (before, after) = (pod.spec.clone().unwrap_or_default(), built.spec.clone().unwrap_or_default());
     let mut patch = Patch(Vec::new());
-    patch.into_map("/metadata/labels", pod.metadata.labels.is_none(), &[(APP_LABEL, app)]);
+    patch.entries("/metadata/labels", pod.metadata.labels.is_none(), &[(APP_LABEL, app)]);
     // There is one at least: it is what has asked.
-    patch.into_map(
+    patch.entries(
         "/metadata/annotations",
         false,
         &[(INJECTED_ANNOTATION, "true"), (ROLE_ANNOTATION, "launched")],
@@ -131,11 +131,11 @@ fn patch(pod: &Pod, built: &Pod, moved: &str, app: &str) -> Vec<Value> {
 struct Patch(Vec<Value>);
 
 impl Patch {
-    fn into_map(&mut self, at: &str, absent: bool, entries: &[(&str, &str)]) {
+    fn entries(&mut self, at: &str, absent: bool, new: &[(&str, &str)]) {
         if absent {
             self.0.push(json!({"op": "add", "path": at, "value": {}}));
         }
-        for (key, value) in entries {
+        for (key, value) in new {
             let key = key.replace('~', "~0").replace('/', "~1");
             self.0.push(json!({"op": "add", "path": format!("{at}/{key}"), "value": value}));
         }
