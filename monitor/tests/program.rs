@@ -115,6 +115,7 @@ async fn it_is_ready_while_it_hears_its_cloud_and_alive_all_the_time() {
         (status, why.trim()),
         (StatusCode::SERVICE_UNAVAILABLE, "it is not known yet which cloud this is")
     );
+    program.says("it is not known whether").await;
     server.fault(None);
     until("it is ready", async || get(&endpoint, "/readyz").await.0 == StatusCode::OK).await;
     let found = program.says("asking the metadata service").await;

@@ -217,6 +217,21 @@ async fn a_withdrawn_notice_leaves_the_processes_running() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_interruption_that_is_withdrawn_while_advice_stands_leaves_the_process_running() {
+    let world = World::new(Cloud::Aws, &["a=100"]).await;
+    let _monitor = world.monitor();
+    world.watched.server.aws_rebalance(Some(Timestamp::now()));
+    world.done(&[("a", false)]).await;
+    world.agent.script("a", SLOW);
+    world.spot();
+    until("the final dump is begun", async || world.agent.begun().len() == 2).await;
+    world.watched.server.aws_spot(None);
+    until("it is cancelled", async || world.agent.cancelled() == ["a"]).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(world.agent.begun().len(), 2, "the advice was followed before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn advice_takes_a_checkpoint_and_the_interruption_after_it_a_final_dump() {
     let world = World::new(Cloud::Aws, &["a=100"]).await;
     let _monitor = world.monitor();

@@ -5,8 +5,8 @@
 //! seen in time once it can be; and no failure ends a task.
 //!
 //! Notices of AWS also come as EventBridge events, through an SQS queue. That is not read here: it needs credentials and an
-//! infrastructure of its own, reads the notices of all machines in one place, and tells nothing about spot interruptions
-//! earlier than the machine's own metadata service does.
+//! infrastructure of its own, reads the notices of all machines in one place, and says about spot interruptions what the
+//! machine's own metadata service says too.
 
 mod aws;
 mod azure;

@@ -130,12 +130,10 @@ impl Standalone<'_> {
         let Settings { policy, origin, .. } = self.settings;
         let plan = plan(view, &self.records, origin, policy, Timestamp::now());
         self.records.clone_from(&plan.records);
-        match &plan.order {
-            Some(order) => {
-                self.begin(order);
-                self.conclude(order, view).await;
-            }
-            None => self.give_up(),
+        self.give_up();
+        if let Some(order) = &plan.order {
+            self.begin(order);
+            self.conclude(order, view).await;
         }
         plan
     }
@@ -159,11 +157,10 @@ impl Standalone<'_> {
         }
     }
 
-    /// Whether what is to be done is done already, or under way, because of another notice that still stands: there is no
-    /// second final dump, and no checkpoint next to another one or after the end.
+    /// Whether what is to be done is done already, or under way, because of another notice that stands: there is no second final
+    /// dump, and no checkpoint next to another one or after the end.
     fn is_covered(&self, application: &Application, dump: Dump) -> bool {
-        let stands = |id: &str| self.records.iter().any(|one| one.id == id && one.withdrawn.is_none());
-        let mut works = self.works.iter().filter(|((id, other), _)| other == application && stands(id));
+        let mut works = self.works.iter().filter(|((_, other), _)| other == application);
         works.any(|(_, work)| match work.dump {
             Dump::Final => work.outcome != Some(false),
             Dump::PreCheckpoint => dump == Dump::PreCheckpoint && work.outcome.is_none(),
@@ -246,9 +243,19 @@ impl Standalone<'_> {
         }
     }
 
-    /// Nothing is announced any more: what is under way need not be.
+    /// What was begun because of a notice that does not stand any more need not be.
     fn give_up(&mut self) {
-        for ((_, application), work) in std::mem::take(&mut self.works) {
+        let over = self.records.iter_mut().filter(|one| one.withdrawn.is_some() && one.cleared.is_none());
+        let over: Vec<String> = over
+            .map(|record| {
+                record.cleared = record.withdrawn;
+                record.id.clone()
+            })
+            .collect();
+        let works = std::mem::take(&mut self.works).into_iter();
+        let (gone, stays): (BTreeMap<_, _>, _) = works.partition(|((id, _), _)| over.contains(id));
+        self.works = stays;
+        for ((_, application), work) in gone {
             let app = application.app;
             match work.outcome {
                 None => {
