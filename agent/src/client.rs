@@ -196,9 +196,12 @@ mod tests {
 
     #[test]
     fn addresses_say_how_to_get_there() {
-        for good in
-            ["unix:/run/agent.sock", "https://10.0.0.1:7070/", "https://[::1]:7070/?name=a.example", "http://host:1/"]
-        {
+        for good in [
+            "unix:/run/agent.sock",
+            "https://10.0.0.1:7070/",
+            "https://[::1]:7070/?name=a.example",
+            "http://host:1/",
+        ] {
             assert_eq!(good.parse::<AgentAddress>().unwrap().to_string(), good);
         }
         for bad in ["", "unix:relative", "/run/agent.sock", "https://host", "ftp://host:1", "host:1"] {

@@ -347,6 +347,30 @@ fn a_root_that_is_killed_while_it_leaves_ends_its_container_only_when_somebody_k
     signal(moved.0.id(), Signal::SIGTERM);
     assert_eq!(exit_code(&mut moved.0), Some(128 + 15));
 
+    // Started again, as containers are, it starts no second one beside the one that was moved.
+    for (name, state) in [("moved", State::Moved), ("killed", State::Undecided)] {
+        if name == "killed" {
+            let (mut whole, directory) = start(name);
+            let left = root(&directory);
+            Launcher::connect(&directory).unwrap().ask(Request::Leaving).unwrap();
+            process::end(whole.0.id() as i32).unwrap();
+            whole.0.wait().unwrap();
+            process::end(left as i32).unwrap();
+        }
+        let (mut again, directory) = start(name);
+        assert_eq!(wait_for_state(&directory, |state| state != State::Waits), state, "{name}");
+        assert!(process::children(again.0.id() as i32).is_empty(), "{name}: something was started");
+        if name == "killed" {
+            // There was no checkpoint: the container is to start once more, and then it does.
+            Launcher::connect(&directory).unwrap().ask(Request::Stays).unwrap();
+            assert_eq!(exit_code(&mut again.0), Some(137));
+            again = start(name).0;
+            root(&directory);
+        }
+        signal(again.0.id(), Signal::SIGTERM);
+        assert_eq!(exit_code(&mut again.0), Some(128 + 15));
+    }
+
     let (mut ended, directory) = start("ended");
     let root = root(&directory);
     Launcher::connect(&directory).unwrap().ask(Request::Leaving).unwrap();

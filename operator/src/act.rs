@@ -155,6 +155,8 @@ async fn dump(ctx: &Context, app: &MigratableApp, written: &Migration) -> Result
         strategy: wire_strategy(written.strategy).into(),
         launcher: RUN_PATH.to_owned(),
         files: file_rules(app),
+        // The next pod has another address.
+        tcp_close: true,
         ..Default::default()
     };
     match agent.final_dump(request).await {

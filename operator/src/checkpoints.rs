@@ -116,6 +116,8 @@ async fn begin(
         deadline_ms: u64::try_from(LONGEST.as_millis()).unwrap_or(u64::MAX),
         launcher: RUN_PATH.to_owned(),
         files: file_rules(app),
+        // They go on here; where this is restored they are not.
+        tcp_close: true,
         max_chain_depth: Some(policy.max_checkpoint_chain_depth()),
         ..Default::default()
     };

@@ -24,6 +24,7 @@
 //! front of it, [`protocol`] and [`control`] are how an agent on the same machine talks to a launcher.
 
 pub mod control;
+mod departure;
 mod error;
 mod held;
 mod pids;

@@ -22,6 +22,9 @@
 //!   does that handles no signals: 128 plus the signal.
 //! - *Waits*: a tree is to be restored here.
 //!
+//! *Leaves* and *Moved* are also written down in the control directory: a launcher that is started again there begins
+//! *Undecided*, or *Moved*, and starts nothing.
+//!
 //! A restored root is not the launcher's child. It becomes a child of the nearest subreaper above the CRIU that rebuilt it,
 //! and CRIU cannot be started below the launcher: it needs capabilities a container does not have, and there is no way to
 //! make a process a child of another later. So the launcher follows a restored root by pidfd, and the agent, whose child it
@@ -54,6 +57,7 @@ use rustix::{
 use crate::{
     Launch,
     control::{Connection, Listener, Received},
+    departure::Departure,
     error::LaunchError,
     held::Held,
     pids,
@@ -101,7 +105,13 @@ pub fn launch(what: &Launch) -> Result<ExitStatus, LaunchError> {
     }
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(LaunchError::io("cannot become a subreaper"))?;
-    let pending = match what.command.is_empty() {
+    let departure = match &what.control {
+        Some(control) => {
+            Departure::read(control).map_err(LaunchError::io("cannot read the control directory"))?
+        }
+        None => None,
+    };
+    let pending = match what.command.is_empty() || departure.is_some() {
         true => None,
         false => {
             if let Some(base) = what.pid_base {
@@ -123,7 +133,19 @@ pub fn launch(what: &Launch) -> Result<ExitStatus, LaunchError> {
         .map_err(LaunchError::io("cannot take signals"))?;
     let listener = what.control.as_deref().map(Listener::bind).transpose()?;
     let (state, root) = match pending {
-        None => (State::Waits, Root::None),
+        None => {
+            let state = match departure {
+                None => State::Waits,
+                Some(Departure::Leaves) => State::Undecided,
+                Some(Departure::Moved) => State::Moved,
+            };
+            if departure.is_some() {
+                what.say(&format!(
+                    "the workload was moved away before this start, or may have been: {state}"
+                ));
+            }
+            (state, Root::None)
+        }
         Some(pending) => {
             let pid = pending.pid;
             pending.open()?;
@@ -294,7 +316,14 @@ impl Watch<'_> {
         match self.state {
             State::Leaves(_) if status == ExitStatus::KILLED => {
                 self.state = if self.committed { State::Moved } else { State::Undecided };
+                if self.committed {
+                    self.departs(Departure::Moved);
+                }
                 None
+            }
+            State::Leaves(_) => {
+                self.is_here();
+                Some(status)
             }
             _ => Some(status),
         }
@@ -365,25 +394,30 @@ impl Watch<'_> {
                 connection.answer(Answer::State(state), &streams);
                 return None;
             }
-            (Request::Leaving, State::Runs(pid) | State::Leaves(pid)) => {
+            // Nobody may end it before that would be known after a restart of the container.
+            (Request::Leaving, State::Runs(pid) | State::Leaves(pid)) if self.departs(Departure::Leaves) => {
                 self.state = State::Leaves(pid);
                 self.committed = false;
                 true
             }
+            // The tree stands still meanwhile: what is written down already will do.
             (Request::Left, State::Leaves(_)) => {
                 self.committed = true;
                 true
             }
             (Request::Left, State::Undecided | State::Moved) => {
+                self.departs(Departure::Moved);
                 self.state = State::Moved;
                 true
             }
             (Request::Stays, State::Leaves(pid)) => {
+                self.is_here();
                 self.state = State::Runs(pid);
                 true
             }
             (Request::Stays, State::Runs(_)) => true,
             (Request::Stays, State::Undecided) => {
+                self.is_here();
                 end = Some(ExitStatus::KILLED);
                 true
             }
@@ -405,9 +439,27 @@ impl Watch<'_> {
         let pidfd = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
         let Some(Ok(pidfd)) = pidfd.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else { return false };
         self.root = Root::Other { pid, pidfd, told_until: None };
+        self.is_here();
         self.state = State::Runs(pid);
         self.what.write_pid(pid);
         true
+    }
+
+    /// Writes down how far the workload has gone; whether that is durable.
+    fn departs(&self, departure: Departure) -> bool {
+        let written = self.what.control.as_deref().map_or(Ok(()), |control| departure.write(control));
+        if let Err(error) = &written {
+            self.what.say(&format!("cannot write down that the workload leaves: {error}"));
+        }
+        written.is_ok()
+    }
+
+    fn is_here(&self) {
+        if let Some(control) = &self.what.control
+            && let Err(error) = Departure::forget(control)
+        {
+            self.what.say(&format!("cannot write down that the workload is here: {error}"));
+        }
     }
 }
 

@@ -37,7 +37,7 @@ pub fn failure(detail: &ErrorDetail) -> Failure {
     let kind = match detail.reason() {
         Reason::Usage | Reason::OperationMismatch | Reason::Forbidden => FailureKind::Refused,
         Reason::NoSuchProcess | Reason::Launcher => FailureKind::NoProcesses,
-        Reason::FilesTravel | Reason::StillArriving | Reason::TooLarge => FailureKind::Strategy,
+        Reason::StillArriving | Reason::TooLarge => FailureKind::Strategy,
         Reason::NoCheckpoint => FailureKind::NoCheckpoint,
         Reason::UnknownCheckpoint | Reason::Verify | Reason::Bundle | Reason::Images | Reason::Catalog => {
             FailureKind::Damaged
@@ -71,8 +71,8 @@ mod tests {
         let kind =
             |reason: Reason| failure(&ErrorDetail { reason: reason.into(), ..Default::default() }).kind;
         assert_eq!(kind(Reason::Usage), FailureKind::Refused);
-        assert_eq!(kind(Reason::FilesTravel), FailureKind::Strategy);
         assert_eq!(kind(Reason::Verify), FailureKind::Damaged);
+        assert_eq!(kind(Reason::StillArriving), FailureKind::Strategy);
         assert_eq!(kind(Reason::Store), FailureKind::Store);
         for passing in [Reason::Busy, Reason::Stopping, Reason::Criu, Reason::Interrupted, Reason::Cancelled]
         {

@@ -99,7 +99,9 @@ impl Agents for Mtls {
     }
 
     fn address(&self, at: &At) -> String {
-        format!("https://{}", authority(&at.pod_ip, self.port))
+        // Its certificate has a name for the application, whose addresses come and go.
+        let name = agent_server_name(&at.namespace, &at.app);
+        format!("https://{}/?name={name}", authority(&at.pod_ip, self.port))
     }
 }
 

@@ -162,7 +162,8 @@ pub(super) fn volumes(tls_secret: String, credentials: Option<String>) -> Vec<Vo
     };
     let mut volumes = vec![
         empty(TOOLS, false),
-        empty(RUN, true),
+        // The launcher writes down there that its workload was moved: that has to outlive the machine's next start.
+        empty(RUN, false),
         // The agent's journal outlives its container.
         empty("migration-state", false),
         empty("migration-work", true),
