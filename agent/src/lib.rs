@@ -34,7 +34,8 @@
 //!     let streams = [stream()?, stream()?, stream()?];
 //!     let request = RestoreRequest::new("cache".parse()?, streams, std::env::current_exe()?);
 //!     let mut restored = agent.restore(request, &Progress::default())?;
-//!     println!("pid {} runs; all pages are here after {:?}", restored.pid, restored.wait_resident()?);
+//!     println!("pid {} runs", restored.pid);
+//!     println!("all pages are here after {} ms", restored.wait_resident()?.resident_ms);
 //!     Ok(())
 //! }
 //! ```
