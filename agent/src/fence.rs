@@ -6,6 +6,8 @@
 //!
 //! What always holds:
 //! - An attempt whose outcome is not known changes nothing and can be repeated: the object names its creator by a token.
+//! - The run of a tree that was handed over has begun for certain only when its runner says so (`runners/<generation>.ran`): a
+//!   claim may be granted and CRIU die before it lets go of the tree.
 //! - A generation is over when its runner says so (`runners/<generation>.ended`) because nothing of it runs, or when an
 //!   operator who knows says it for a machine that will never speak again. Only then may the next one be claimed.
 
@@ -117,7 +119,26 @@ impl Fence {
         }
     }
 
-    /// The same, if this runner has claimed its generation.
+    /// Says that a generation has begun to run. Only for its runner.
+    ///
+    /// # Errors
+    /// When the store fails; it may have been said then, and can be repeated.
+    pub async fn ran(&self, generation: u64) -> Result<(), AgentError> {
+        match self.store.put_new(&self.begun(generation), Bytes::new()).await {
+            Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether that was said.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn has_run(&self, generation: u64) -> Result<bool, AgentError> {
+        self.is_there(&self.begun(generation)).await
+    }
+
+    /// The same as [`Self::end`], if this runner has claimed its generation.
     ///
     /// # Errors
     /// When the store fails.
@@ -133,7 +154,11 @@ impl Fence {
     /// # Errors
     /// When the store fails.
     pub async fn has_ended(&self, generation: u64) -> Result<bool, AgentError> {
-        match self.store.get(&self.ended(generation), LIMIT).await {
+        self.is_there(&self.ended(generation)).await
+    }
+
+    async fn is_there(&self, key: &str) -> Result<bool, AgentError> {
+        match self.store.get(key, LIMIT).await {
             Ok(_) => Ok(true),
             Err(StoreError::NotFound { .. }) => Ok(false),
             Err(error) => Err(error.into()),
@@ -161,6 +186,10 @@ impl Fence {
 
     fn ended(&self, generation: u64) -> String {
         format!("{}.ended", self.key(generation))
+    }
+
+    fn begun(&self, generation: u64) -> String {
+        format!("{}.ran", self.key(generation))
     }
 }
 

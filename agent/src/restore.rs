@@ -370,8 +370,11 @@ impl Agent {
                 return Err(cause.unwrap_or_else(|| unwrap_handler(error)));
             }
         };
-        let files = files.keep();
         let resume = started.elapsed();
+        if request.handover.is_some() {
+            claim.ran();
+        }
+        let files = files.keep();
         progress.enter(Stage::Filling);
         let strategy = request.strategy;
         let hook_failure = request.after_restore.as_ref().and_then(|hook| {
@@ -541,7 +544,9 @@ fn end_leftovers(manifest: &Manifest) {
     for task in &manifest.tasks {
         let below_us = tree::parent(task.pid)
             .is_some_and(|parent| parent == ours || manifest.tasks.iter().any(|other| other.pid == parent));
-        if below_us {
+        // Orphaned with a CRIU that was killed. The pid was free before, and a task that is not finished has CRIU's name.
+        let unfinished = || tree::command(task.pid).as_deref() == Some("criu");
+        if below_us || unfinished() {
             let pid = Pid::from_raw(task.pid as i32);
             let _ = kill(pid, Signal::SIGKILL);
             let _ = waitpid(pid, None);
@@ -575,6 +580,14 @@ impl Claiming {
             }
             Some(Ok(Err(error))) => Err(error),
             Some(Err(_)) | None => Err(AgentError::NoCommit),
+        }
+    }
+
+    /// The tree runs.
+    fn ran(&self) {
+        if let Err(error) = self.runtime.block_on(self.fence.ran(self.runner.generation)) {
+            let generation = self.runner.generation;
+            tracing::error!(generation, %error, "the source keeps the stopped tree: it does not know that this one runs");
         }
     }
 

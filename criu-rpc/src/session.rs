@@ -214,8 +214,9 @@ impl Session {
         let Some(socket) = &self.socket else {
             return Ok(None);
         };
-        let length = match recv(socket, &mut buffer[..], RecvFlags::TRUNC) {
-            Ok((_, 0)) | Err(Errno::CONNRESET) => return Ok(None),
+        let length = match recv(socket, &mut buffer[..], RecvFlags::TRUNC | RecvFlags::DONTWAIT) {
+            // The last: CRIU has ended, and a task that it had not finished still has its end open.
+            Ok((_, 0)) | Err(Errno::CONNRESET | Errno::AGAIN) => return Ok(None),
             Ok((_, length)) => length,
             Err(source) => {
                 return Err(CriuError::System { what: "read criu's answer", source: source.into() });
@@ -239,7 +240,9 @@ impl Session {
         let Some(target) = target else {
             return Ok(true);
         };
-        let mut polled = vec![PollFd::new(target, PollFlags::IN)];
+        // The end of CRIU is an end of waiting for whatever it might say, too.
+        let exit = self.pidfd.as_ref().unwrap_or(target);
+        let mut polled = vec![PollFd::new(target, PollFlags::IN), PollFd::new(exit, PollFlags::IN)];
         if let Some(stderr) = &self.stderr {
             polled.push(PollFd::new(stderr, PollFlags::IN));
         }
@@ -251,8 +254,8 @@ impl Session {
             Ok(_) | Err(Errno::INTR) => {}
             Err(source) => return Err(CriuError::System { what: "wait for criu", source: source.into() }),
         }
-        let ready = !polled[0].revents().is_empty();
-        let logged = polled.get(1).is_some_and(|stderr| !stderr.revents().is_empty());
+        let ready = polled[..2].iter().any(|polled| !polled.revents().is_empty());
+        let logged = polled.get(2).is_some_and(|stderr| !stderr.revents().is_empty());
         if logged {
             self.drain_log();
         }

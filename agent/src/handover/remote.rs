@@ -128,7 +128,20 @@ impl Origin for Remote {
 
     async fn over(&self, outcome: &Outcome) -> Result<(), StoreError> {
         match outcome {
-            Outcome::Resident(_) | Outcome::TreeGone(_) => self.source.finish().await,
+            Outcome::Resident(_) | Outcome::TreeGone(_) => {
+                let fence = Fence::new(Arc::clone(&self.below), self.app.clone());
+                let failed = |reason: String| StoreError::Other { store: self.below.describe(), reason };
+                let said =
+                    |what: Result<bool, AgentError>| what.map_err(|error| failed(crate::error_chain(&error)));
+                // Pages may all be there, or the tree be gone, without it ever having run: CRIU can die before it lets go.
+                if said(fence.has_run(self.runner.generation).await)? {
+                    return self.source.finish().await;
+                }
+                match said(fence.has_ended(self.runner.generation).await)? {
+                    true => Ok(()),
+                    false => Err(failed("it is not known yet whether the tree has run here".to_owned())),
+                }
+            }
             // Whatever there was has been killed, so the generation is over if it ever was ours.
             Outcome::RestoreFailed { .. } | Outcome::Stopped { .. } | Outcome::Cancelled => {
                 let fence = Fence::new(Arc::clone(&self.below), self.app.clone());

@@ -71,10 +71,13 @@ pub fn settle(
     if let Some(source) = &record.spec.source {
         let manifest = checkpoint.map(|id| find_handover(agent, &app, id)).transpose()?.flatten();
         let outcome = restore(logs, record, &app, manifest);
-        if matches!(outcome, Outcome::Failed(_)) {
-            let fence = Fence::new(Arc::clone(agent.store()), app);
-            agent.block_on(fence.end_if_ours(&runner(source, &record.id)))?;
-        }
+        let fence = Fence::new(Arc::clone(agent.store()), app);
+        agent.block_on(async {
+            match outcome {
+                Outcome::Failed(_) => fence.end_if_ours(&runner(source, &record.id)).await,
+                _ => fence.ran(source.generation).await,
+            }
+        })?;
         return Ok(outcome);
     }
     let manifest = match checkpoint {
