@@ -31,7 +31,7 @@ use std::{
 use criu_rpc::{Criu, ImageDir, Notification, PageObject, RestoreOptions, images::PagemapEntry};
 use lazy_pages::{
     catalog::{Catalog, CatalogError},
-    format::{Manifest, MemoryMap, ObjectId},
+    format::{Manifest, MemoryMap, ObjectId, Task},
     ids::{AppId, CheckpointId},
     materialize::large_images,
     reader::{Checkpoint, Pages, ReadError},
@@ -343,11 +343,14 @@ impl Agent {
             }
         }
         let claim = self.claim(&request)?;
+        // All tasks have their pids.
+        let mut built = false;
         let restored = match criu.restore(options, &mut |notification| {
             match notification {
                 // Asked for while CRIU works, and known before any task runs.
                 Notification::PreRestore => claim.begin(),
                 Notification::PostRestore { pid } => {
+                    built = true;
                     claim.granted()?;
                     // Later than this, CRIU lets the tree run whatever the answer is.
                     if !request.cancel.pass() {
@@ -365,8 +368,13 @@ impl Agent {
             Ok(restored) => restored,
             Err(error) => {
                 let cause = page_server.and_then(PageServerProcess::end_of_failed_restore);
-                end_leftovers(manifest);
-                claim.end();
+                match end_leftovers(manifest, built) {
+                    true => claim.end(),
+                    // Not knowing means waiting.
+                    false => tracing::error!(
+                        "a part of the tree cannot be ended, so nobody is told that it does not run"
+                    ),
+                }
                 return Err(cause.unwrap_or_else(|| unwrap_handler(error)));
             }
         };
@@ -538,20 +546,44 @@ fn refuse_taken_pids(manifest: &Manifest) -> Result<(), AgentError> {
     Ok(())
 }
 
-/// Ends what a failed restore may have left: tasks with the tree's pids, which were all free when it began, below us.
-fn end_leftovers(manifest: &Manifest) {
+/// Ends what a restore that failed has left, also one that failed after its tree had begun to run, and all that was forked there
+/// since. If it is not certain that all of it was `built`, another restore may have been faster with a pid. Whether nothing is
+/// left.
+fn end_leftovers(manifest: &Manifest, built: bool) -> bool {
     let ours = std::process::id();
-    for task in &manifest.tasks {
-        let below_us = tree::parent(task.pid)
-            .is_some_and(|parent| parent == ours || manifest.tasks.iter().any(|other| other.pid == parent));
-        // Orphaned with a CRIU that was killed. The pid was free before, and a task that is not finished has CRIU's name.
-        let unfinished = || tree::command(task.pid).as_deref() == Some("criu");
-        if below_us || unfinished() {
-            let pid = Pid::from_raw(task.pid as i32);
-            let _ = kill(pid, Signal::SIGKILL);
-            let _ = waitpid(pid, None);
+    let is_left = |task: &&Task| {
+        let parent = tree::parent(task.pid);
+        let name = tree::command(task.pid);
+        let is_criu = |name: Option<String>| name.as_deref() == Some("criu");
+        // A task that is not finished has CRIU's name; its CRIU was killed if that is not its parent any more.
+        let orphaned = || is_criu(name.clone()) && !is_criu(parent.and_then(tree::command));
+        parent == Some(ours) || orphaned() || built && name.as_deref() == Some(task.command.as_str())
+    };
+    let mut left: Vec<u32> = manifest.tasks.iter().filter(is_left).map(|task| task.pid).collect();
+    // Stopped first, so that none forks away meanwhile.
+    let mut seen = 0;
+    while seen < left.len() {
+        for pid in &left[seen..] {
+            let _ = kill(Pid::from_raw(*pid as i32), Signal::SIGSTOP);
         }
+        seen = left.len();
+        let below = |pid: &u32| tree::parent(*pid).is_some_and(|parent| left.contains(&parent));
+        let found: Vec<u32> = tree::all_pids().filter(|pid| !left.contains(pid)).filter(below).collect();
+        left.extend(found);
     }
+    for pid in &left {
+        let pid = Pid::from_raw(*pid as i32);
+        let _ = kill(pid, Signal::SIGKILL);
+        let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+    }
+    let begun = Instant::now();
+    while left.iter().any(|pid| tree::is_alive(*pid)) && begun.elapsed() < COLLECT {
+        thread::sleep(Duration::from_millis(2));
+    }
+    for pid in &left {
+        let _ = waitpid(Pid::from_raw(*pid as i32), Some(WaitPidFlag::WNOHANG));
+    }
+    !left.iter().any(|pid| tree::is_alive(*pid))
 }
 
 /// A generation being claimed while CRIU rebuilds the tree.
