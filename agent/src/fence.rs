@@ -247,6 +247,10 @@ mod tests {
             fence.end(1).await.unwrap();
             fence.end(1).await.unwrap();
             assert!(fence.has_ended(1).await.unwrap());
+            assert!(!fence.has_run(1).await.unwrap(), "a claim is no run, and neither is its end");
+            fence.ran(1).await.unwrap();
+            fence.ran(1).await.unwrap();
+            assert!(fence.has_run(1).await.unwrap() && !fence.has_run(2).await.unwrap());
             assert_eq!(fence.newest().await.unwrap(), 1, "the end of a generation is none");
         });
     }

@@ -86,6 +86,23 @@ fn a_binary_that_dies_is_reported_with_its_last_words() {
 }
 
 #[test]
+fn the_end_of_criu_is_noticed_although_a_task_it_had_begun_holds_its_socket() {
+    let scratch = tempfile::tempdir().unwrap();
+    let pid = scratch.path().join("pid");
+    // What it had begun inherits everything, and goes on.
+    let script = format!("sleep 1000 2> /dev/null & echo $! > {}; kill -KILL $$", pid.display());
+    let path = impostor(scratch.path(), &script);
+    let started = Instant::now();
+    let error = Criu::locate(Some(&path)).unwrap().version().unwrap_err();
+    let task = fs::read_to_string(&pid).unwrap().trim().to_owned();
+    let held = Path::new("/proc").join(&task).exists();
+    assert!(Command::new("kill").args(["-KILL", &task]).status().unwrap().success());
+    assert!(held, "the task was there all the time");
+    assert!(matches!(error, CriuError::Crashed { .. }), "{error:?}");
+    assert!(started.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
 fn a_binary_that_is_no_criu_is_reported() {
     for program in ["/bin/true", "/bin/cat"] {
         let error = Criu::locate(Some(Path::new(program))).unwrap().version().unwrap_err();

@@ -1,7 +1,8 @@
 //! The memory of a stopped tree, by the frames of its handover.
 //!
 //! What always holds: what is given is what the process held when it was stopped, with its hash. A page that cannot be read
-//! is an error, and so is one of a file that somebody else has changed since: its tree could not, being stopped. Nothing is cached; each frame is read when it is asked for, by any number of threads at once.
+//! is an error, and so is one of a file that somebody else has changed since: its tree could not, being stopped. Nothing is
+//! cached; each frame is read when it is asked for, by any number of threads at once.
 
 use std::{
     fs::File,

@@ -9,9 +9,8 @@
 //! 2. **One runner a generation** ([`Fence`](crate::fence::Fence)). The target's copy runs only after the target has created
 //!    `runners/G`, while all tasks are rebuilt and none has run. The stopped tree goes on only after the source has created the
 //!    very same object, or the one after it when the runner of G has said that nothing of it runs.
-//! 3. **The stopped tree is ended only when nobody needs it any more**: the target has said that it ran (`runners/G.ran`, once CRIU
-//!    has let go of it) and has every page or has ended,
-//!    or it runs and the checkpoint made of the stopped tree is committed.
+//! 3. **The stopped tree is ended only when nobody needs it any more**: the target has said that its copy ran (`runners/G.ran`,
+//!    once CRIU has let go of it), and that has every page or has ended; or it runs and the checkpoint made of the stopped tree is committed.
 //! 4. **Not knowing means waiting.** While the store cannot be reached, the stopped tree neither goes on nor is ended, and the
 //!    target's copy does not begin.
 //!

@@ -10,7 +10,7 @@
 //! lost. Repeated under a new id it uploads only that.
 //!
 //! A final dump that was to stop its tree is done if the tree is stopped: the handovers know. A restore of a handover that
-//! is not done says that its generation is over.
+//! is not done says that its generation is over, unless a part of the tree runs.
 //!
 //! A restore is done if all tasks of its checkpoint run, younger than the operation. What CRIU had under way when its
 //! agent died it undoes by itself, so that is waited for.
@@ -19,7 +19,7 @@ use std::{fs, path::Path, sync::Arc, thread, time::Duration};
 
 use lazy_pages::{
     catalog::{Catalog, CatalogError},
-    format::{FilePolicy, MAX_MANIFEST, Manifest, keys},
+    format::{FilePolicy, MAX_MANIFEST, Manifest, Task, keys},
     ids::{AppId, CheckpointId},
     store::StoreError,
     units::PAGE_SIZE,
@@ -70,10 +70,14 @@ pub fn settle(
     }
     if let Some(source) = &record.spec.source {
         let manifest = checkpoint.map(|id| find_handover(agent, &app, id)).transpose()?.flatten();
+        let runs = |task: &Task| !task.dead && runs_since(record, task.pid, &task.command);
+        let part_left = manifest.as_ref().is_some_and(|manifest| manifest.tasks.iter().any(runs));
         let outcome = restore(logs, record, &app, manifest);
         let fence = Fence::new(Arc::clone(agent.store()), app);
         agent.block_on(async {
             match outcome {
+                // Not knowing means waiting: the source must not go on beside a part of it.
+                Outcome::Failed(_) if part_left => Ok(()),
                 Outcome::Failed(_) => fence.end_if_ours(&runner(source, &record.id)).await,
                 _ => fence.ran(source.generation).await,
             }
