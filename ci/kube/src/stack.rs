@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::{api::core::v1::Service, kube_aggregator::pkg::apis::apiregistration::v1::APIService};
+use k8s_openapi::{
+    api::core::v1::{Namespace, Service},
+    kube_aggregator::pkg::apis::apiregistration::v1::APIService,
+};
 use kube::{
     Api, Client,
     api::{Patch, PatchParams, PostParams},
@@ -155,10 +158,17 @@ async fn wait_until_ready(
     }
 }
 
+/// Whether it says so, and has made the namespaces that every cluster has: it says so a moment before.
 async fn ready(client: &Client) -> Result<(), Error> {
+    let about = "ask whether the API server is ready";
     let request = http::Request::get("/readyz").body(Vec::new()).map_err(kube::Error::HttpError);
-    let request = request.map_err(Error::kube("ask whether the API server is ready"))?;
-    client.request_text(request).await.map_err(Error::kube("ask whether the API server is ready")).map(drop)
+    let request = request.map_err(Error::kube(about))?;
+    client.request_text(request).await.map_err(Error::kube(about))?;
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    for name in ["default", "kube-system"] {
+        namespaces.get(name).await.map_err(Error::kube(about))?;
+    }
+    Ok(())
 }
 
 /// Lets the server that knows CEL answer for definitions. Their group is left to it also when the server in front is started

@@ -92,7 +92,9 @@ fn descriptors_nobody_asked_for_are_closed_again() {
 
 #[test]
 fn a_peer_that_registers_a_task_of_another_process_cannot_take_the_restore_over() {
-    let served = Served::new(&[area(B, PAGES)]);
+    let mut hold = None;
+    let tasks = [(PID, vec![area(B, PAGES)])];
+    let served = Served::with(&tasks, &[], |store| hold = Some(store.hold()), |_| {});
     // The pid inside the checkpoint is right, the descriptor is none: nothing is owned by that.
     for _ in 0..10 {
         let mut wrong = Target::start(&served.socket());
@@ -105,6 +107,7 @@ fn a_peer_that_registers_a_task_of_another_process_cannot_take_the_restore_over(
     late.assert_killed();
     let mut finisher = UnixStream::connect(served.socket()).unwrap();
     finisher.write_all(b"FTSR").unwrap();
+    drop(hold);
     target.ok(&format!("check {B} {PAGES} {B}"));
     served.assert_resident();
 }

@@ -229,13 +229,14 @@ fn a_task_that_cannot_be_served_is_killed_and_sees_no_zeros() {
 
 #[test]
 fn a_second_restore_is_refused_and_does_not_disturb_the_first() {
-    let served =
-        serve(|store| store.behave(|_, _, bytes| Answer::Later(Duration::from_millis(50), bytes)), |_| {});
+    let mut hold = None;
+    let served = serve(|store| hold = Some(store.hold()), |_| {});
     let mut target = served.restored(&[area(B, 1024)]);
     let mut second = Target::start(&served.socket());
     second.map(&[area(B, 1024)]);
     second.tell(&format!("arm; pid {PID}; send; finish; check {B} 1024 {B}"));
     second.assert_killed();
+    drop(hold);
     target.ok(&format!("check {B} 1024 {B}"));
     served.assert_resident();
 }
@@ -246,10 +247,11 @@ fn cancelling_ends_a_server_only_while_nobody_depends_on_it() {
     idle.server.cancel();
     assert_eq!(idle.outcome(), Outcome::Cancelled);
 
-    let busy =
-        serve(|store| store.behave(|_, _, bytes| Answer::Later(Duration::from_millis(50), bytes)), |_| {});
+    let mut hold = None;
+    let busy = serve(|store| hold = Some(store.hold()), |_| {});
     let mut target = busy.restored(&[area(B, 1024)]);
     busy.server.cancel();
+    drop(hold);
     target.ok(&format!("check {B} 1024 {B}"));
     busy.assert_resident();
 }

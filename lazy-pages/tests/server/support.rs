@@ -25,7 +25,10 @@ use lazy_pages::{
     writer::{CheckpointMeta, CheckpointWriter, WriterOptions},
 };
 use tempfile::TempDir;
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::watch,
+};
 
 /// Page number where the tests put their areas: far from anything else of a process.
 pub const BASE: u64 = 0x10_0000;
@@ -125,6 +128,8 @@ type Behaviour = Box<dyn Fn(&str, u64, Bytes) -> Answer + Send + Sync>;
 pub enum Answer {
     Bytes(Bytes),
     Later(Duration, Bytes),
+    /// Once the other end of the channel is dropped.
+    Released(watch::Receiver<()>, Bytes),
     Error(StoreError),
 }
 
@@ -143,6 +148,13 @@ impl fmt::Debug for TestStore {
 impl TestStore {
     pub fn new() -> Arc<Self> {
         Arc::new(Self { objects: Mutex::default(), behaviour: Mutex::default() })
+    }
+
+    /// Answers no read before what is returned is dropped: until then no page arrives.
+    pub fn hold(&self) -> watch::Sender<()> {
+        let (hold, held) = watch::channel(());
+        self.behave(move |_, _, bytes| Answer::Released(held.clone(), bytes));
+        hold
     }
 
     pub fn behave(&self, how: impl Fn(&str, u64, Bytes) -> Answer + Send + Sync + 'static) {
@@ -180,6 +192,10 @@ impl ObjectStore for TestStore {
             Answer::Bytes(bytes) => Ok(bytes),
             Answer::Later(delay, bytes) => {
                 tokio::time::sleep(delay).await;
+                Ok(bytes)
+            }
+            Answer::Released(mut held, bytes) => {
+                while held.changed().await.is_ok() {}
                 Ok(bytes)
             }
             Answer::Error(error) => Err(error),
