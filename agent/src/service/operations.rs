@@ -4,48 +4,36 @@
 //! that waits goes away, the operation is given up, unless it was to outlive its calls. Of one application only one
 //! operation runs at a time.
 
+mod entry;
+mod refuse;
+mod work;
+
 use std::{
     collections::{HashMap, HashSet},
-    fs, io,
-    os::fd::OwnedFd,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use lazy_pages::ids::{AppId, CheckpointId};
-use migration_proto::agent::{CheckpointResult, ErrorDetail, HandoverResult, Reason, RestoreResult};
-use tokio::sync::watch;
+pub use entry::{Entry, Waiter};
+use lazy_pages::ids::CheckpointId;
+use migration_proto::agent::{ErrorDetail, Reason};
+pub use work::handover_result;
 
 use super::{
-    caller::{self, Caller},
+    caller::Caller,
     error,
     handovers::Handovers,
-    journal::{self, End, Journal, Kind, OperationId, Outcome, ProcessName, Record, Spec},
+    journal::{self, Journal, Kind, OperationId, Outcome, ProcessName, Record, Spec},
     metrics::Metrics,
-    orphans, recovery,
     tls::Files,
-    wire,
 };
-use crate::{
-    Agent, AgentError, Cancel, CheckpointReport, CheckpointRequest, FileRules, Hook, Progress,
-    RestoreRequest, Restored,
-    handover::{HandedOver, Handover, HandoverRequest},
-    launcher::{self, Waiting},
-    migrate::wire_strategy,
-    settings, tree,
-};
-
-/// How long to wait before a store that did not answer is asked again what became of an operation.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
-
-/// A caller's clock has begun before ours: one that leaves this long before the deadline leaves because of it.
-const CLOCKS: Duration = Duration::from_millis(250);
+use crate::{Agent, AgentError, Hook, launcher};
 
 /// All operations of an agent.
 #[derive(Debug)]
@@ -75,26 +63,6 @@ pub struct Hooks {
     pub after_restore: Option<Hook>,
 }
 
-/// One operation.
-#[derive(Debug)]
-pub struct Entry {
-    record: watch::Sender<Record>,
-    progress: Progress,
-    cancel: Cancel,
-    deadline: Option<Instant>,
-    ended: OnceLock<Instant>,
-    callers: Mutex<Callers>,
-}
-
-#[derive(Debug, Default)]
-struct Callers {
-    waiting: usize,
-    /// It goes on when nobody waits.
-    detached: bool,
-    /// Why it was given up.
-    reason: Option<Reason>,
-}
-
 /// What a call asks for.
 #[derive(Debug)]
 pub struct Call {
@@ -108,12 +76,6 @@ pub struct Call {
     pub deadline: Option<Instant>,
     /// It is to outlive the call.
     pub detach: bool,
-}
-
-/// Somebody who waits for an operation; when the last one goes, it is given up.
-#[derive(Debug)]
-pub struct Waiter {
-    entry: Arc<Entry>,
 }
 
 impl Operations {
@@ -180,7 +142,7 @@ impl Operations {
             entries.insert(call.id.clone(), Arc::clone(&entry));
             waiter
         };
-        let entry = Arc::clone(&waiter.entry);
+        let entry = Arc::clone(waiter.entry());
         let begun = self
             .journal
             .write(&entry.record())
@@ -271,70 +233,6 @@ impl Operations {
         root.map_err(|failed| error::of_error(&failed, Some("nothing was begun".to_owned())))
     }
 
-    fn refuse(
-        &self,
-        call: &Call,
-        root: u32,
-        entries: &HashMap<OperationId, Arc<Entry>>,
-    ) -> Result<(), ErrorDetail> {
-        const NOTHING: &str = "nothing was begun";
-        if self.unreadable.contains(&call.id.to_string()) {
-            let message = format!("what was done as operation {} cannot be read any more", call.id);
-            let hint = "look at the application, then use a new operation id";
-            return Err(error::detail(Reason::Journal, message, NOTHING, hint));
-        }
-        if self.stopping.load(Ordering::SeqCst) {
-            let hint = "retry with the agent that takes its place";
-            return Err(error::detail(Reason::Stopping, "the agent is being stopped", NOTHING, hint));
-        }
-        let same = |entry: &&Arc<Entry>| !entry.has_ended() && entry.record().spec.app == call.spec.app;
-        if let Some(entry) = entries.values().find(same) {
-            let message = format!("operation {} of {} is under way", entry.record().id, call.spec.app);
-            let hint = "wait for it or cancel it, then retry";
-            return Err(error::detail(Reason::Busy, message, NOTHING, hint));
-        }
-        if call.spec.hook.is_some() && call.caller != Caller::Operator {
-            let message = "only an operator may name a hook: it is run as root on this machine";
-            let hint = "leave it out; the agent may have hooks of its own";
-            return Err(error::detail(Reason::Forbidden, message, NOTHING, hint));
-        }
-        if !call.spec.launcher.is_empty()
-            && call.spec.kind == Kind::Restore
-            && call.caller != Caller::Operator
-        {
-            let message =
-                "only an operator may name a launcher to restore into: it may be another application's";
-            let hint = "let an operator restore it";
-            return Err(error::detail(Reason::Forbidden, message, NOTHING, hint));
-        }
-        let listed = call.spec.files.as_ref().is_some_and(|rules| !rules.paths.is_empty());
-        if listed && call.caller != Caller::Operator {
-            let message = "only an operator may list paths: they are read as root, whoever they belong to";
-            let hint = "leave them out; files that the application has open for writing travel all the same";
-            return Err(error::detail(Reason::Forbidden, message, NOTHING, hint));
-        }
-        if let Caller::App(app) = &call.caller
-            && call.spec.kind != Kind::Restore
-            && !self.is_known_as(root, app, entries)
-        {
-            let message = format!("pid {root} is not known to be a process of {app}");
-            let hint = "let an operator take its first checkpoint, or start it with `migration-agent run`";
-            return Err(error::detail(Reason::Forbidden, message, NOTHING, hint));
-        }
-        Ok(())
-    }
-
-    /// Whether the process was restored as this application, or checkpointed as it by an operator, or launched as it.
-    fn is_known_as(&self, pid: u32, app: &AppId, entries: &HashMap<OperationId, Arc<Entry>>) -> bool {
-        let Some(name) = ProcessName::of(pid) else { return true };
-        let vouches = |entry: &Arc<Entry>| {
-            let record = entry.record();
-            let trusted = record.by_operator || record.spec.kind == Kind::Restore;
-            trusted && record.spec.app == app.as_str() && record.tree.as_ref() == Some(&name)
-        };
-        entries.values().any(vouches) || caller::was_launched_as(pid, app)
-    }
-
     fn forget_old(&self) {
         self.entries().retain(|id, entry| {
             let old = journal::is_old(&entry.record());
@@ -365,200 +263,6 @@ impl Operations {
         thread.map(drop).map_err(AgentError::io("cannot start a thread"))
     }
 
-    fn perform(&self, entry: &Arc<Entry>) {
-        let record = entry.record();
-        let (pid, spec) = (record.pid(), record.spec);
-        tracing::info!(pid, launcher = spec.launcher, "begins");
-        if spec.kind == Kind::Restore {
-            match self.restore(entry, &spec) {
-                Ok((restored, launcher, outcome)) => {
-                    self.metrics.resumed(restored.resume);
-                    self.end(entry, outcome);
-                    self.accompany(restored, launcher);
-                }
-                Err(failed) => self.end(entry, self.failed(entry, &failed, None)),
-            }
-            return;
-        }
-        let done = match spec.hands_over() {
-            true => self.hand_over(entry, pid, &spec).map(Outcome::Handover),
-            false => self.checkpoint(entry, pid, &spec).map(|report| {
-                let result = result_of(report);
-                self.metrics.checkpoint(spec.kind, &result, &entry.progress);
-                Outcome::Checkpoint(result)
-            }),
-        };
-        let outcome = match done {
-            Ok(outcome) => outcome,
-            Err(failed) => {
-                let left = tree::is_alive(pid).then(|| format!("process {pid} runs on"));
-                self.failed(entry, &failed, left)
-            }
-        };
-        self.end(entry, outcome);
-    }
-
-    fn failed(&self, entry: &Entry, failed: &AgentError, left: Option<String>) -> Outcome {
-        if failed.is_damage() {
-            self.metrics.damaged("agent", 1);
-        }
-        Outcome::Failed(entry.failure(failed, left))
-    }
-
-    fn checkpoint(&self, entry: &Entry, pid: u32, spec: &Spec) -> Result<CheckpointReport, AgentError> {
-        let mut request = CheckpointRequest::new(app_of(spec)?, pid);
-        request.launcher = launcher_of(spec);
-        request.files = rules_of(spec)?;
-        if let Some(depth) = spec.max_chain_depth {
-            request.max_chain_depth = depth;
-        }
-        request.leave_running = spec.kind == Kind::PreCheckpoint;
-        request.tcp_established = spec.tcp_established;
-        request.tcp_close = spec.tcp_close;
-        // A tree that goes on is not frozen for long, and nothing was said about it.
-        let default = self.hooks.before_freeze.clone().filter(|_| !request.leave_running);
-        request.before_freeze = spec.hook.as_ref().map(wire::hook).transpose()?.or(default);
-        request.id = entry.record().checkpoint.as_deref().map(id_of).transpose()?;
-        request.cancel = entry.cancel.clone();
-        self.agent.checkpoint(&request, &entry.progress)
-    }
-
-    fn hand_over(&self, entry: &Entry, pid: u32, spec: &Spec) -> Result<HandoverResult, AgentError> {
-        let request = HandoverRequest {
-            app: app_of(spec)?,
-            pid,
-            launcher: launcher_of(spec),
-            id: entry.record().checkpoint.as_deref().map(id_of).transpose()?,
-            upload: spec.strategy == "lazy-hybrid",
-            files: rules_of(spec)?,
-            tcp_close: spec.tcp_close,
-            cancel: entry.cancel.clone(),
-        };
-        let handover = Arc::new(self.agent.hand_over(&request, &entry.progress)?);
-        self.metrics.stopped(handover.stopped_ms());
-        if let Err(error) = self.handovers.keep(Arc::clone(&handover)) {
-            // Nobody was told of it, and nobody would look after it.
-            handover.take_back()?;
-            return Err(error);
-        }
-        Ok(handover_result(&handover, handover.stopped_ms()))
-    }
-
-    fn restore(
-        &self,
-        entry: &Entry,
-        spec: &Spec,
-    ) -> Result<(Restored, Option<Arc<Waiting>>, Outcome), AgentError> {
-        let app = app_of(spec)?;
-        let asked = Some(spec.checkpoint.as_str()).filter(|id| !id.is_empty()).map(id_of).transpose()?;
-        let checkpoint = match asked {
-            Some(id) => id,
-            None => self.agent.newest(&app)?,
-        };
-        // Known before anything is built, so that a repeated call means the same one.
-        let mut record = entry.record();
-        record.checkpoint = Some(checkpoint.to_string());
-        self.journal.write(&record).map_err(AgentError::io("cannot write the journal"))?;
-        entry.record.send_replace(record);
-
-        let launcher =
-            launcher_of(spec).map(|directory| Waiting::connect(&directory)).transpose()?.map(Arc::new);
-        let log = settings::log_file(&self.logs, &app, "log");
-        let (streams, output) = match &launcher {
-            Some(launcher) => {
-                // Its root has to end as a child of this process, for its exit status to be known.
-                orphans::adopt()?;
-                (launcher.streams()?, String::new())
-            }
-            None => (streams(&log)?, log.display().to_string()),
-        };
-        let mut request = RestoreRequest::new(app, streams, self.program.clone());
-        request.launcher = launcher.clone();
-        request.existing_files = wire::existing_files(spec.existing_files).map_err(AgentError::Usage)?;
-        request.checkpoint = Some(checkpoint);
-        request.strategy = spec.strategy.parse()?;
-        request.tcp_established = spec.tcp_established;
-        request.generation = Some(spec.generation).filter(|generation| *generation > 0);
-        request.handover = spec.source.as_ref().map(|source| HandedOver {
-            source: source.address.clone(),
-            tls: self.files.clone().map(|Files { cert, key, ca }| [cert, key, ca]),
-            app: spec.app.clone(),
-            id: checkpoint.to_string(),
-            runner: recovery::runner(source, &entry.record().id),
-        });
-        if spec.patience_s > 0 {
-            request.patience = Duration::from_secs(spec.patience_s);
-        }
-        request.page_server_log = Some(settings::log_file(&self.logs, &request.app, "page-server.log"));
-        let hook = spec.hook.as_ref().map(wire::hook).transpose()?;
-        request.after_restore = hook.or_else(|| self.hooks.after_restore.clone());
-        request.cancel = entry.cancel.clone();
-        let restored = self.agent.restore(request, &entry.progress)?;
-
-        let mut record = entry.record();
-        record.tree = ProcessName::of(restored.pid);
-        entry.record.send_replace(record);
-        let outcome = Outcome::Restore(RestoreResult {
-            checkpoint: restored.checkpoint.to_string(),
-            app: spec.app.clone(),
-            pid: restored.pid,
-            strategy: wire_strategy(restored.strategy).into(),
-            resume_ms: Some(restored.resume.as_secs_f64() * 1e3),
-            output,
-            hook_failure: restored.hook_failure.clone().unwrap_or_default(),
-            files_written: restored.files.written,
-            files_unchanged: restored.files.unchanged,
-            files_set_aside: restored.files.set_aside.clone(),
-        });
-        Ok((restored, launcher, outcome))
-    }
-
-    /// Stays with a restored tree until its pages are there, and tells its launcher how it ends.
-    fn accompany(&self, mut restored: Restored, launcher: Option<Arc<Waiting>>) {
-        if let Some(launcher) = launcher {
-            let root = restored.pid;
-            let tell = move || match orphans::wait_for(root) {
-                // One that saw for itself how the tree ended is gone already.
-                Ok(status) => drop(launcher.ended(status)),
-                Err(error) => {
-                    tracing::warn!(%error, pid = root, "how the restored tree ends is not known here")
-                }
-            };
-            if let Err(error) = thread::Builder::new().name("tree".to_owned()).spawn(tell) {
-                tracing::error!(%error, pid = root, "nobody tells the launcher how the restored tree ends");
-            }
-        }
-        let strategy = restored.strategy;
-        match restored.follow() {
-            Ok((residency, server)) => {
-                let (resident_ms, faults) = (residency.resident_ms, residency.faults);
-                tracing::info!(resident_ms, faults, "all pages are in memory");
-                self.metrics.resident(&residency, server.as_ref(), strategy);
-            }
-            Err(error) => tracing::error!(%error, "pages of the restored tree cannot be had any more"),
-        }
-        restored.collect();
-    }
-
-    /// Finds out what became of an operation whose agent has died, however long that takes.
-    fn settle(&self, entry: &Arc<Entry>) {
-        let outcome = loop {
-            match recovery::settle(&self.agent, &self.handovers, &self.logs, &entry.record()) {
-                Ok(outcome) => break outcome,
-                Err(error) => {
-                    tracing::warn!(%error, "what became of an operation of the agent before is not known yet");
-                    thread::sleep(ASK_AGAIN);
-                }
-            }
-        };
-        if let Outcome::Restore(result) = &outcome {
-            let mut record = entry.record();
-            record.tree = ProcessName::of(result.pid);
-            entry.record.send_replace(record);
-        }
-        self.end(entry, outcome);
-    }
-
     /// Writes the end down, then tells it.
     fn end(&self, entry: &Entry, outcome: Outcome) {
         match &outcome {
@@ -585,113 +289,6 @@ impl Operations {
     }
 }
 
-impl Entry {
-    fn new(record: Record, deadline: Option<Instant>) -> Arc<Self> {
-        Arc::new(Self {
-            record: watch::Sender::new(record),
-            progress: Progress::default(),
-            cancel: Cancel::default(),
-            deadline,
-            ended: OnceLock::new(),
-            callers: Mutex::default(),
-        })
-    }
-
-    /// As it is now.
-    pub fn record(&self) -> Record {
-        self.record.borrow().clone()
-    }
-
-    /// How far it is.
-    pub fn progress(&self) -> &Progress {
-        &self.progress
-    }
-
-    /// How long there is until it is given up, or how long before that it ended.
-    pub fn headroom_ms(&self) -> Option<i64> {
-        let ended = *self.ended.get().unwrap_or(&Instant::now());
-        self.deadline.map(|deadline| wire::signed_ms(ended, deadline))
-    }
-
-    /// Whether it has ended.
-    pub fn has_ended(&self) -> bool {
-        self.record.borrow().end.is_some()
-    }
-
-    /// Returns when it has ended.
-    pub async fn ended(&self) {
-        // The sender is `self`.
-        let _ = self.record.subscribe().wait_for(|record| record.end.is_some()).await;
-    }
-
-    /// Gives it up if that is still possible.
-    pub fn give_up(&self, reason: Reason) {
-        let mut callers = self.callers();
-        if !self.has_ended() && !self.cancel.is_cancelled() && self.cancel.cancel() {
-            callers.reason = Some(reason);
-        }
-    }
-
-    fn failure(&self, failed: &AgentError, left: Option<String>) -> ErrorDetail {
-        let mut detail = error::of_error(failed, left);
-        if matches!(failed, AgentError::Cancelled)
-            && let Some(reason) = self.callers().reason
-        {
-            detail.set_reason(reason);
-            match reason {
-                Reason::Deadline => detail.message = "the deadline has passed".to_owned(),
-                Reason::Stopping => detail.message = "the agent is being stopped".to_owned(),
-                _ => {}
-            }
-            "to try again, use a new operation id".clone_into(&mut detail.hint);
-        }
-        detail
-    }
-
-    fn ended_as(&self, outcome: Outcome) -> Record {
-        let _ = self.ended.set(Instant::now());
-        let mut record = self.record();
-        record.end = Some(End { unix_ms: journal::unix_ms(), outcome });
-        record
-    }
-
-    fn ends(&self, outcome: Outcome) {
-        self.record.send_replace(self.ended_as(outcome));
-    }
-
-    fn callers(&self) -> MutexGuard<'_, Callers> {
-        self.callers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Waiter {
-    fn join(entry: &Arc<Entry>, detach: bool) -> Self {
-        let mut callers = entry.callers();
-        callers.waiting += 1;
-        callers.detached |= detach;
-        drop(callers);
-        Self { entry: Arc::clone(entry) }
-    }
-
-    /// What it waits for.
-    pub fn entry(&self) -> &Arc<Entry> {
-        &self.entry
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        let mut callers = self.entry.callers();
-        callers.waiting -= 1;
-        let alone = callers.waiting == 0 && !callers.detached;
-        drop(callers);
-        if alone {
-            let late = self.entry.deadline.is_some_and(|deadline| Instant::now() + CLOCKS >= deadline);
-            self.entry.give_up(if late { Reason::Deadline } else { Reason::Cancelled });
-        }
-    }
-}
-
 fn record_of(call: &Call, root: u32) -> Record {
     let mut record = Record::new(call.id.clone(), call.spec.clone(), call.caller == Caller::Operator);
     if call.spec.kind != Kind::Restore {
@@ -699,64 +296,4 @@ fn record_of(call: &Call, root: u32) -> Record {
         record.checkpoint = Some(CheckpointId::new().to_string());
     }
     record
-}
-
-fn launcher_of(spec: &Spec) -> Option<PathBuf> {
-    Some(&spec.launcher).filter(|directory| !directory.is_empty()).map(PathBuf::from)
-}
-
-fn rules_of(spec: &Spec) -> Result<FileRules, AgentError> {
-    let rules = spec.files.as_ref().map(wire::file_rules).transpose().map_err(AgentError::Usage)?;
-    Ok(rules.unwrap_or_default())
-}
-
-fn app_of(spec: &Spec) -> Result<AppId, AgentError> {
-    spec.app.parse().map_err(|error| AgentError::Usage(format!("{error}")))
-}
-
-fn id_of(text: &str) -> Result<CheckpointId, AgentError> {
-    text.parse().map_err(|error| AgentError::Usage(format!("{error}")))
-}
-
-fn result_of(report: CheckpointReport) -> CheckpointResult {
-    CheckpointResult {
-        depth: report.depth,
-        files_carried: report.files.carried,
-        files_bytes: report.files.bytes,
-        files_read: report.files.read,
-        checkpoint: report.checkpoint,
-        app: report.app,
-        parent: report.parent.unwrap_or_default(),
-        frozen_ms: Some(report.frozen_ms),
-        total_ms: Some(report.total_ms),
-        pages_total: report.pages.total,
-        pages_zero: report.pages.zero,
-        pages_unchanged: report.pages.unchanged,
-        pages_pending: report.pages.pending,
-        pages_stored: report.pages.stored,
-        bytes_memory: report.bytes.memory,
-        bytes_uploaded: report.bytes.uploaded,
-        left: report.left.to_owned(),
-    }
-}
-
-/// What the caller is told of a stopped tree.
-pub fn handover_result(handover: &Handover, stopped_ms: Option<f64>) -> HandoverResult {
-    HandoverResult {
-        handover: handover.id().to_string(),
-        app: handover.app().to_string(),
-        generation: handover.generation(),
-        stored_pages: handover.manifest().stored_pages(),
-        stopped_ms,
-    }
-}
-
-/// What takes the place of a tree's pipes and terminals: nothing to read, and a file to write to.
-fn streams(output: &Path) -> Result<[OwnedFd; 3], AgentError> {
-    let open = || -> io::Result<[OwnedFd; 3]> {
-        let nothing = fs::File::open("/dev/null")?;
-        let file = fs::OpenOptions::new().create(true).append(true).open(output)?;
-        Ok([nothing.into(), file.try_clone()?.into(), file.into()])
-    };
-    open().map_err(AgentError::path("open", output))
 }
