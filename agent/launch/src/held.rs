@@ -7,10 +7,20 @@
 
 use std::{fs, os::fd::OwnedFd};
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, getrlimit, pidfd_open, pidfd_send_signal, setrlimit,
+};
 
 /// A tree that forks all the time is stopped after so many looks.
 const LOOKS: usize = 100;
+
+/// Makes room for as many descriptors as this program may have: there is one for each address space and each process. The
+/// workload was forked before and keeps its own limit.
+pub(crate) fn make_room() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Refused nowhere; what does not fit is told when it comes.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}
 
 /// What is held.
 #[derive(Debug, Default)]
@@ -24,11 +34,14 @@ impl Held {
         self.memory.is_empty()
     }
 
-    /// Holds what came with a message: a memory's descriptor, and its process's if that is known.
-    pub fn add(&mut self, pid: u32, descriptors: Vec<OwnedFd>) {
+    /// Holds what came with a message: a memory's descriptor, and its process's if its pid is known. Returns whether all of
+    /// that came: the kernel keeps back what this program has no room for.
+    pub fn add(&mut self, pid: u32, descriptors: Vec<OwnedFd>) -> bool {
+        let whole = descriptors.len() == if pid == 0 { 1 } else { 2 };
         let mut descriptors = descriptors.into_iter();
         self.memory.extend(descriptors.next());
         self.processes.extend(descriptors.next().map(|pidfd| (pid, pidfd)));
+        whole
     }
 
     /// Nothing is missing any more.

@@ -59,7 +59,7 @@ use crate::{
     control::{Connection, Listener, Received},
     departure::Departure,
     error::LaunchError,
-    held::Held,
+    held::{self, Held},
     pids,
     protocol::{Answer, Request, State},
     start::Pending,
@@ -153,6 +153,7 @@ pub fn launch(what: &Launch) -> Result<ExitStatus, LaunchError> {
             (State::Runs(pid), Root::Child(pid))
         }
     };
+    held::make_room();
     Watch {
         what,
         signals,
@@ -366,7 +367,9 @@ impl Watch<'_> {
                     Received::NotUnderstood => connection.answer(Answer::Refused(self.state), &[]),
                     Received::Request(Request::Hold(pid), descriptors) => {
                         connection.holds = true;
-                        self.held.add(pid, descriptors);
+                        if !self.held.add(pid, descriptors) {
+                            self.what.say("there is no room for a descriptor of the workload's memory: if the page server and all its guardians die at once, it may see zeros; raise the limit of open files");
+                        }
                     }
                     Received::Request(Request::Release, _) => self.held.release(),
                     Received::Request(request, _) => end = self.serve(request, &connection),
