@@ -111,6 +111,14 @@ pub enum AgentError {
         /// The handover.
         id: CheckpointId,
     },
+    /// Somebody has let a stopped tree run: its memory may not be what was handed over.
+    #[error("the tree of pid {pid}, which handover {id} had stopped, has run: somebody sent it SIGCONT")]
+    HasRun {
+        /// The handover.
+        id: CheckpointId,
+        /// Its root.
+        pid: u32,
+    },
     /// A pid that the restored tree needs belongs to somebody else.
     #[error("pid {pid} is taken by {by}, and the restored tree needs it")]
     PidTaken {
@@ -297,6 +305,7 @@ impl AgentError {
             Self::NotHandedOver { .. } => "not-handed-over",
             Self::NotEnded { .. } => "not-ended",
             Self::HandoverOver { .. } => "handover-over",
+            Self::HasRun { .. } => "has-run",
             Self::ContainsAgent { .. } => "contains-agent",
             Self::StillLazy { .. } => "still-lazy",
             Self::OtherApplication { .. } => "other-application",

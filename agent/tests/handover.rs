@@ -22,6 +22,10 @@ use migration_agent::{
     handover::{Handover, HandoverRequest},
 };
 use migration_harness::{process, workload::Workload};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 fn agent(fixture: &Fixture) -> Agent {
     let criu = std::env::var_os("MIGRATION_CRIU").unwrap_or_else(|| "/opt/criu/bin/criu".into());
@@ -249,4 +253,40 @@ fn a_restore_that_is_to_be_a_run_that_somebody_else_has_claimed_leaves_nothing_r
     fixture.restore("app", "full");
     intact(&workload);
     assert_eq!(agent.block_on(fence.newest()).unwrap(), 2);
+}
+
+#[test]
+fn nothing_is_read_from_a_stopped_tree_that_somebody_has_let_run() {
+    let fixture = Fixture::local();
+    let agent = agent(&fixture);
+    let workload = Workload::start("threads", &["--mib", "16"]).unwrap();
+    let handover = Arc::new(hand_over(&agent, &workload));
+    assert!(read_everything(&agent, &handover, true) > 1000);
+    assert!(handover.stands_still(), "reading disturbs nothing");
+
+    kill(Pid::from_raw(workload.pid()), Signal::SIGCONT).unwrap();
+    assert!(process::wait_until(LIMIT, || !handover.stands_still()));
+    handover.stop_again();
+    assert!(process::wait_until(LIMIT, || process::state(workload.pid()) == Some('T')));
+
+    let has_run = |result: &Result<(), AgentError>| matches!(result, Err(AgentError::HasRun { .. }));
+    let first = handover.manifest().frames[0];
+    let mut got = 0;
+    let mut take = |_: Bytes| {
+        got += 1;
+        true
+    };
+    let refused = handover.read_frames(first.pack, first.offset, first.stored_length.into(), &mut take);
+    assert!(has_run(&refused) && got == 0, "{refused:?}, {got} frames");
+    let refused = handover.upload(&agent, &Progress::default()).map(drop);
+    assert!(has_run(&refused), "{refused:?}");
+    assert!(fixture.manifests().iter().all(|path| !path.contains("/checkpoints/")), "it is no checkpoint");
+
+    // What was written down tells the next agent.
+    drop(handover);
+    let found = agent.handovers().unwrap();
+    assert_eq!(found.len(), 1);
+    assert!(!found[0].stands_still());
+    found[0].take_back().unwrap();
+    intact(&workload);
 }

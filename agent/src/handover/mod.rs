@@ -5,7 +5,8 @@
 //! them running, and at least one of them restorable, are these:
 //!
 //! 1. **Stopped means stopped.** CRIU is gone from the tree before anybody hears of the handover, and leaves it stopped by
-//!    `SIGSTOP`. No death of an agent lets it go on.
+//!    `SIGSTOP`. No death of an agent lets it go on. If somebody else does, the source stops it again, and nothing more is read
+//!    from it: its memory may have changed since. It goes on where it is, if rule 2 allows that.
 //! 2. **One runner a generation** ([`Fence`](crate::fence::Fence)). The target's copy runs only after the target has created
 //!    `runners/G`, while all tasks are rebuilt and none has run. The stopped tree goes on only after the source has created the
 //!    very same object, or the one after it when the runner of G has said that nothing of it runs.
@@ -31,6 +32,7 @@ mod memory;
 mod remote;
 mod saved;
 mod source;
+mod standstill;
 
 pub use self::{
     memory::StoppedMemory,

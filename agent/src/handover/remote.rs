@@ -189,7 +189,14 @@ impl Source {
     /// certificates.
     async fn failed(&self, number: usize, status: Status) -> StoreError {
         *self.channels[number].lock().await = None;
-        self.unreachable(status.to_string())
+        match status.code() {
+            // Asking again will not help.
+            Code::DataLoss => StoreError::NotFound {
+                store: format!("the agent at {} ({})", self.address, status.message()),
+                key: format!("the memory of handover {}", self.id),
+            },
+            _ => self.unreachable(status.to_string()),
+        }
     }
 
     fn unreachable(&self, reason: String) -> StoreError {

@@ -49,6 +49,9 @@ pub struct Saved {
     pub upload: bool,
     /// Whether the dump was over and the handover described in the store, so that somebody may have been told.
     pub offered: bool,
+    /// How often its threads had been given a processor when it was stopped.
+    #[serde(default)]
+    pub turns: Option<u64>,
 }
 
 impl Saved {
@@ -67,7 +70,7 @@ impl Saved {
         };
         let tasks = tree.tasks().iter().map(task).collect();
         let (app, id, root) = (app.to_string(), id.to_string(), tree.root());
-        Self { app, id, root, tasks, launcher, runner, upload, offered: false }
+        Self { app, id, root, tasks, launcher, runner, upload, offered: false, turns: None }
     }
 
     /// Adds tasks that were forked before the tree was frozen, and forgets those that ended.

@@ -32,6 +32,7 @@ use super::{
     describe::{describe, shared},
     memory::{Content, StoppedMemory},
     saved::{Saved, StoppedTask},
+    standstill::Standstill,
 };
 use crate::{
     agent::Agent,
@@ -91,6 +92,7 @@ pub struct Handover {
     directory: PathBuf,
     manifest: Manifest,
     memory: StoppedMemory,
+    standstill: Standstill,
     saved: Saved,
     /// From the freeze until it was stopped.
     stopped_in: Option<Duration>,
@@ -185,12 +187,19 @@ impl Agent {
                 return Err(AgentError::NoCommit);
             }
         };
-        saved.offered = true;
-        if let Err(error) = saved.write(&directory) {
-            self.give_up(&fence, &saved, &directory)?;
-            return Err(AgentError::path("write", &directory)(error));
-        }
-        let mut handover = self.handover(directory, saved, manifest, memory, (app.clone(), id));
+        let offered = Standstill::of(saved.root, &saved.tasks, None).and_then(|standstill| {
+            (saved.offered, saved.turns) = (true, Some(standstill.turns()));
+            saved.write(&directory)?;
+            Ok(standstill)
+        });
+        let standstill = match offered {
+            Ok(standstill) => standstill,
+            Err(error) => {
+                self.give_up(&fence, &saved, &directory)?;
+                return Err(AgentError::path("write", &directory)(error));
+            }
+        };
+        let mut handover = self.handover(directory, saved, manifest, (memory, standstill), (app.clone(), id));
         handover.stopped_in = Some(frozen.elapsed());
         if let Some(leaving) = leaving {
             leaving.not_decided_yet();
@@ -240,7 +249,8 @@ impl Agent {
                 }
             };
             let memory = memory_of(&manifest, &saved, &directory).map_err(failed())?;
-            let handover = self.handover(directory, saved, manifest, memory, (app, id));
+            let standstill = Standstill::of(saved.root, &saved.tasks, saved.turns).map_err(failed())?;
+            let handover = self.handover(directory, saved, manifest, (memory, standstill), (app, id));
             if handover.saved.offered {
                 found.push(handover);
             } else {
@@ -255,7 +265,7 @@ impl Agent {
         directory: PathBuf,
         saved: Saved,
         manifest: Manifest,
-        memory: StoppedMemory,
+        (memory, standstill): (StoppedMemory, Standstill),
         (app, id): (AppId, CheckpointId),
     ) -> Handover {
         Handover {
@@ -266,6 +276,7 @@ impl Agent {
             directory,
             manifest,
             memory,
+            standstill,
             saved,
             stopped_in: None,
             uploaded: AtomicBool::new(false),
@@ -329,7 +340,7 @@ impl Handover {
     /// more; see [`PageSource`](lazy_pages::handover::PageSource).
     ///
     /// # Errors
-    /// When they cannot be read, or the tree is not stopped any more.
+    /// When they cannot be read, or the tree is not stopped any more, or has run meanwhile.
     pub fn read_frames(
         &self,
         pack: PackId,
@@ -342,7 +353,9 @@ impl Handover {
             let bytes = {
                 let stopped = self.stopped.read().unwrap_or_else(PoisonError::into_inner);
                 self.check(*stopped)?;
-                self.memory.read_frame(frame).map_err(failed())?
+                let bytes = self.memory.read_frame(frame).map_err(failed())?;
+                self.check_standstill()?;
+                bytes
             };
             if !sink(bytes) {
                 break;
@@ -383,6 +396,7 @@ impl Handover {
             let bundle = self.runtime.block_on(
                 self.store.get(&keys::handover_bundle(&self.app, self.id), self.manifest.bundle.length),
             )?;
+            self.check_standstill()?;
             Ok(self.runtime.block_on(pages.commit(self.meta(bundle)))?)
         });
         if let Some(parent) = parent
@@ -478,6 +492,26 @@ impl Handover {
         *stopped = false;
         forget(&self.directory);
         Ok(())
+    }
+
+    /// Whether nothing of the tree has run since it was stopped.
+    pub fn stands_still(&self) -> bool {
+        self.standstill.is_stopped() && self.standstill.holds()
+    }
+
+    /// Stops a tree again that somebody has let run.
+    pub fn stop_again(&self) {
+        let stopped = self.stopped.read().unwrap_or_else(PoisonError::into_inner);
+        if *stopped && !self.standstill.is_stopped() {
+            signal(&self.saved.tasks, Signal::SIGSTOP);
+        }
+    }
+
+    fn check_standstill(&self) -> Result<(), AgentError> {
+        match self.standstill.holds() {
+            true => Ok(()),
+            false => Err(AgentError::HasRun { id: self.id, pid: self.saved.root }),
+        }
     }
 
     fn check(&self, stopped: bool) -> Result<(), AgentError> {

@@ -60,7 +60,7 @@ pub fn status(detail: &ErrorDetail) -> Status {
         Reason::Stopping | Reason::Store => Code::Unavailable,
         Reason::Cancelled => Code::Cancelled,
         Reason::Deadline => Code::DeadlineExceeded,
-        Reason::Read | Reason::Verify | Reason::Bundle | Reason::Catalog => Code::DataLoss,
+        Reason::Read | Reason::Verify | Reason::Bundle | Reason::Catalog | Reason::HasRun => Code::DataLoss,
         Reason::ContainsAgent
         | Reason::StillLazy
         | Reason::OtherApplication

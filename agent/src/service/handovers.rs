@@ -33,6 +33,9 @@ use crate::{
 /// How often the store is asked who runs it.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How often it is looked at whether it still stands still.
+const GLANCE: Duration = Duration::from_millis(50);
+
 /// Frames on their way to one caller.
 const AHEAD: usize = 4;
 
@@ -88,8 +91,9 @@ impl Handovers {
     fn watch(&self, handover: &Handover) {
         let begun = Instant::now();
         let fence = Fence::new(Arc::clone(self.agent.store()), handover.app().clone());
+        let mut has_run = false;
         while !handover.is_over() {
-            thread::sleep(LOOK);
+            let begins_to_run = guard(handover, LOOK, &mut has_run);
             let over = self.agent.block_on(async {
                 let Some(runner) = fence.runner(handover.generation()).await? else {
                     return Ok(begun.elapsed() > self.claim_timeout);
@@ -99,6 +103,8 @@ impl Handovers {
             });
             let result = match over {
                 Ok(true) => handover.take_back(),
+                // Its memory is of no use to others any more. It may be that nobody runs it yet.
+                Ok(false) if begins_to_run && !handover.is_uploaded() => handover.take_back(),
                 Ok(false) => self.end_if_uploaded(handover, &fence),
                 Err(error) => Err(error),
             };
@@ -130,6 +136,24 @@ impl Handovers {
     }
 }
 
+/// Waits, and stops a tree again that somebody lets run. Returns early, and `true`, when that is seen the first time.
+fn guard(handover: &Handover, time: Duration, has_run: &mut bool) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < time && !handover.is_over() {
+        thread::sleep(GLANCE);
+        if handover.stands_still() || handover.is_over() {
+            continue;
+        }
+        handover.stop_again();
+        if !std::mem::replace(has_run, true) {
+            let (id, pid) = (handover.id(), handover.root());
+            tracing::error!(%id, pid, "somebody has let a stopped tree run: it is stopped again, and nothing more is read from it");
+            return true;
+        }
+    }
+    false
+}
+
 /// Makes the checkpoint, again and again until it is there or nobody needs it any more.
 fn upload(agent: &Agent, handover: &Handover) {
     while !handover.is_over() && !handover.is_uploaded() {
@@ -138,6 +162,10 @@ fn upload(agent: &Agent, handover: &Handover) {
                 tracing::info!(id = %manifest.id, "the stopped tree is a checkpoint now");
             }
             Err(AgentError::HandoverOver { .. }) => {}
+            Err(error @ AgentError::HasRun { .. }) => {
+                tracing::error!(%error, "there will be no checkpoint of the stopped tree");
+                return;
+            }
             Err(error) => {
                 tracing::warn!(error = crate::error_chain(&error), "the stopped tree is no checkpoint yet");
                 thread::sleep(LOOK);
