@@ -3,7 +3,13 @@
 
 mod common;
 
-use std::{fs::File, os::unix::fs::FileExt, sync::Arc, thread};
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    path::PathBuf,
+    sync::Arc,
+    thread,
+};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -13,7 +19,7 @@ use lazy_pages::{
     handover::{HandoverStore, PageSource},
     ids::{AppId, PackId},
     reader::{Checkpoint, Pages},
-    store::{ObjectStore, StoreError},
+    store::{self, ObjectMeta, ObjectStore, StoreError, StoreUrl},
     units::PAGE_SIZE,
 };
 use migration_agent::{
@@ -219,13 +225,90 @@ fn a_store_that_fails_leaves_the_tree_running() {
     let request = HandoverRequest::new("app".parse().unwrap(), workload.pid() as u32);
     // Where a directory is needed.
     let place = fixture.path().join("store").join(request.app.as_str());
-    std::fs::create_dir_all(&place).unwrap();
-    std::fs::write(place.join("handovers"), "").unwrap();
+    fs::create_dir_all(&place).unwrap();
+    fs::write(place.join("handovers"), "").unwrap();
     let refused = agent.hand_over(&request, &Progress::default());
     assert!(refused.is_err());
     assert!(process::wait_until(LIMIT, || process::state(workload.pid()) != Some('T')));
     intact(&workload);
     assert!(agent.handovers().unwrap().is_empty());
+}
+
+/// A store that takes the agent's own notes of a handover away once the handover is described in it: when the dump is over, they
+/// cannot be written any more.
+#[derive(Debug)]
+struct TakesNotesAway {
+    store: Arc<dyn ObjectStore>,
+    notes: PathBuf,
+}
+
+impl TakesNotesAway {
+    fn open(url: &StoreUrl) -> Result<Arc<dyn ObjectStore>, StoreError> {
+        let StoreUrl::Local(directory) = url else { panic!("{url:?}") };
+        let notes = directory.with_file_name("work");
+        Ok(Arc::new(Self { store: store::open(url)?, notes }))
+    }
+}
+
+#[async_trait]
+impl ObjectStore for TakesNotesAway {
+    async fn put_new(&self, key: &str, body: Bytes) -> Result<(), StoreError> {
+        self.store.put_new(key, body).await?;
+        for entry in fs::read_dir(&self.notes).unwrap().map(|entry| entry.unwrap().path()) {
+            if key.contains("/handovers/") && entry.join("handover.json").exists() {
+                fs::rename(&entry, self.notes.join("taken-away")).unwrap();
+            }
+        }
+        Ok(())
+    }
+
+    async fn get(&self, key: &str, limit: u64) -> Result<Bytes, StoreError> {
+        self.store.get(key, limit).await
+    }
+
+    async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        self.store.get_range(key, offset, length).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, StoreError> {
+        self.store.list(prefix).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.store.delete(key).await
+    }
+
+    async fn probe(&self) -> Result<(), StoreError> {
+        self.store.probe().await
+    }
+
+    fn describe(&self) -> String {
+        self.store.describe()
+    }
+
+    fn is_local(&self) -> bool {
+        self.store.is_local()
+    }
+}
+
+#[test]
+fn a_handover_that_cannot_be_written_down_after_the_dump_leaves_the_tree_running() {
+    let fixture = Fixture::local();
+    let work = fixture.path().join("work");
+    let criu = std::env::var_os("MIGRATION_CRIU").unwrap_or_else(|| "/opt/criu/bin/criu".into());
+    let url = fixture.store.parse().unwrap();
+    let agent = Agent::with_stores(TakesNotesAway::open, url, Some(criu.into()), Some(work.clone())).unwrap();
+    let workload = Workload::start("heap", &["--mib", "8"]).unwrap();
+    let request = HandoverRequest::new("app".parse().unwrap(), workload.pid() as u32);
+    let refused = agent.hand_over(&request, &Progress::default()).map(drop);
+    assert!(matches!(refused, Err(AgentError::Io { .. })), "{refused:?}");
+    assert!(work.join("taken-away").exists(), "it failed before the dump was over");
+    assert!(process::wait_until(LIMIT, || process::state(workload.pid()) != Some('T')));
+    intact(&workload);
+    // It runs here and nowhere else: its generation is this machine's.
+    let fence = Fence::new(Arc::clone(agent.store()), request.app);
+    let runner = agent.block_on(fence.runner(1)).unwrap().unwrap();
+    assert_eq!(runner.host, Runner::here(1).host);
 }
 
 #[test]
