@@ -20,6 +20,10 @@ use common::{
     service::{Service, scrape, value},
 };
 use migration_harness::{machine::own_pids, process, workload::Workload};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 /// A machine of its own as far as pids go, with an agent. All of it ends with this value.
@@ -69,16 +73,28 @@ impl Target {
     }
 }
 
-fn migrate(fixture: &Fixture, workload: &Workload, port: u16, target: &Target, strategy: &str) -> Command {
+/// Moves it; the target reaches the source by the address `through` if that is given.
+fn migrate_through(
+    fixture: &Fixture,
+    workload: &Workload,
+    port: u16,
+    target: &Target,
+    strategy: &str,
+    through: Option<&str>,
+) -> Command {
     let from = format!("http://127.0.0.1:{port}");
     let pid = workload.pid().to_string();
     let mut command =
         fixture.agent(&["migrate", "--app", "app", "--pid", &pid, "--strategy", strategy, "--json"]);
     command.args(["--from", &from, "--to", &target.address]);
     if strategy.starts_with("lazy-d") || strategy.starts_with("lazy-h") {
-        command.args(["--source-address", &from]);
+        command.args(["--source-address", through.unwrap_or(&from)]);
     }
     command
+}
+
+fn migrate(fixture: &Fixture, workload: &Workload, port: u16, target: &Target, strategy: &str) -> Command {
+    migrate_through(fixture, workload, port, target, strategy, None)
 }
 
 #[track_caller]
@@ -154,6 +170,31 @@ fn pages_go_on_arriving_after_the_source_agent_was_killed() {
     intact(&workload);
     assert!(process::wait_gone(here, LIMIT), "the source's tree has ended");
     assert_eq!(workload.running_copies().len(), 1);
+}
+
+#[test]
+fn a_stopped_tree_that_somebody_lets_run_is_the_one_that_goes_on_and_the_other_ends() {
+    let fixture = Fixture::s3();
+    let port = process::free_port().unwrap();
+    let _source = source(&fixture, port);
+    let link = Link::to(port);
+    let target = Target::start(&fixture);
+    let workload = Workload::start("heap", &["--mib", "48"]).unwrap();
+    let here = workload.pid();
+    let through = format!("http://127.0.0.1:{}", link.port);
+    let mut moving = migrate_through(&fixture, &workload, port, &target, "lazy-direct", Some(&through));
+    object(moving.arg("--no-wait").output().unwrap());
+    link.up.store(false, Ordering::SeqCst);
+    assert_eq!(process::state(here), Some('T'), "pages are missing at the target");
+
+    kill(Pid::from_raw(here), Signal::SIGCONT).unwrap();
+    assert!(process::wait_until(LIMIT, || process::state(here) == Some('T')), "it is not stopped again");
+    link.up.store(true, Ordering::SeqCst);
+
+    // Its pages are of no use to the other one any more, which ends; then nothing is in its way.
+    let alone = || workload.running_copies() == [here] && process::state(here) != Some('T');
+    assert!(process::wait_until(LIMIT, alone), "{:?} run", workload.running_copies());
+    intact(&workload);
 }
 
 /// Who dies.
@@ -316,25 +357,9 @@ fn a_link_that_is_cut_while_pages_arrive_costs_time_only() {
         let target = Target::start(&fixture);
         let mut workload = Workload::start("heap", &["--mib", "96"]).unwrap();
         let here = workload.pid();
-        let (from, to) = (format!("http://127.0.0.1:{port}"), &target.address);
         let through = format!("http://127.0.0.1:{}", link.port);
-        let pid = here.to_string();
-        fixture.json(&[
-            "migrate",
-            "--app",
-            "app",
-            "--pid",
-            &pid,
-            "--from",
-            &from,
-            "--to",
-            to,
-            "--source-address",
-            &through,
-            "--strategy",
-            strategy,
-            "--no-wait",
-        ]);
+        let mut moving = migrate_through(&fixture, &workload, port, &target, strategy, Some(&through));
+        object(moving.arg("--no-wait").output().unwrap());
         link.up.store(false, Ordering::SeqCst);
         workload.follow().unwrap();
         if strategy == "lazy-direct" {
