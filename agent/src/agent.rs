@@ -6,6 +6,7 @@ use criu_rpc::Criu;
 use lazy_pages::{
     server::daemon::Stores,
     store::{self, ObjectStore, StoreUrl},
+    writer::Compression,
 };
 use tokio::runtime::Runtime;
 
@@ -29,6 +30,7 @@ pub struct Agent {
     pub(crate) runtime: Runtime,
     criu: Option<PathBuf>,
     pub(crate) work_parent: Option<PathBuf>,
+    pub(crate) compression: Compression,
 }
 
 impl Agent {
@@ -69,7 +71,13 @@ impl Agent {
             let _context = runtime.enter();
             stores(&store_url)?
         };
-        Ok(Self { store, store_url, runtime, criu, work_parent })
+        Ok(Self { store, store_url, runtime, criu, work_parent, compression: Compression::default() })
+    }
+
+    /// Compresses what it stores like that from now on. Whatever is there can be read.
+    #[must_use]
+    pub fn compress(self, compression: Compression) -> Self {
+        Self { compression, ..self }
     }
 
     /// The CRIU to use.

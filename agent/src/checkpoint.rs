@@ -341,7 +341,11 @@ impl Dump<'_> {
             self.id,
             parent.clone(),
             // Pages that have not arrived refer to the same frames as those that have.
-            WriterOptions { rewrite_sparse: self.look.served().is_none(), ..WriterOptions::default() },
+            WriterOptions {
+                compression: agent.compression,
+                rewrite_sparse: self.look.served().is_none(),
+                ..WriterOptions::default()
+            },
         )?;
         let streams = self.tree.external_streams();
         let (ours, theirs) = UnixStream::pair().map_err(AgentError::io("cannot make a socket pair"))?;

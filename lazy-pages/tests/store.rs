@@ -422,6 +422,39 @@ async fn a_wrong_bucket_is_no_store() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_of_objects_come_from_the_download_endpoint_and_nothing_else_does() {
+    let (bucket, near) = (Bucket::new(), Bucket::new());
+    let endpoint = near.config("").endpoint;
+    let config = S3Config { download_endpoint: endpoint, ..bucket.config("") };
+    let store = S3Store::with_credentials(config, bucket.credentials()).expect("a store");
+    let (both, far) = (body(1, 300_000), body(2, 100_000));
+    store.put_new("packs/both", both.clone()).await.expect("put");
+    store.put_new("packs/far", far.clone()).await.expect("put");
+    near.store("").put_new("packs/both", both.clone()).await.expect("put");
+    let count = |bucket: &Bucket| bucket.server.faults.requests();
+
+    let before = (count(&bucket), count(&near));
+    assert_eq!(store.get_range("packs/both", 1000, 5000).await.expect("a part"), both.slice(1000..6000));
+    assert_eq!(count(&bucket).gets, before.0.gets, "the server itself was asked");
+    assert_eq!(count(&near).gets, before.1.gets + 1);
+
+    // What it does not have, or breaks off, comes from the server itself.
+    assert_eq!(store.get_range("packs/far", 7, 5000).await.expect("a part"), far.slice(7..5007));
+    near.server.faults.cut_next_gets(1);
+    assert_eq!(store.get_range("packs/both", 0, 200_000).await.expect("a part"), both.slice(..200_000));
+
+    let before = count(&near);
+    store.get("packs/both", 1 << 20).await.expect("get");
+    store.list("").await.expect("list");
+    store.delete("packs/far").await.expect("delete");
+    store.probe().await.expect("probe");
+    assert_eq!(count(&near).gets + count(&near).puts, before.gets + before.puts);
+
+    drop(near);
+    assert_eq!(store.get_range("packs/both", 0, 10).await.expect("a part"), both.slice(..10));
+}
+
 #[tokio::test]
 async fn a_server_that_is_not_there_is_unavailable_soon() {
     let bucket = Bucket::new();

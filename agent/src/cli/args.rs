@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use lazy_pages::store::StoreUrl;
+use lazy_pages::{store::StoreUrl, writer::Compression};
 use migration_agent::serving::Serving;
 
 use super::{
@@ -61,6 +61,9 @@ pub struct Global {
     /// Where short-lived metadata files are put, best a tmpfs [default: MIGRATION_WORK_DIR, else one that is found]
     #[arg(long, global = true, value_name = "DIR")]
     pub work_dir: Option<PathBuf>,
+    /// How pages are compressed: auto, none, lz4, zstd, or zstd:LEVEL. What is stored already stays as it is
+    #[arg(long, global = true, value_name = "HOW", default_value_t)]
+    pub compression: Compression,
     /// Print one JSON object a result on standard output
     #[arg(long, global = true)]
     pub json: bool,

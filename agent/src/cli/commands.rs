@@ -72,7 +72,8 @@ pub fn agent(global: &Global) -> Result<Agent, AgentError> {
         Some(store) => store.clone(),
         None => settings::default_store()?,
     };
-    Agent::new(store, global.criu.clone(), global.work_dir.clone().or_else(settings::work_directory))
+    let work_parent = global.work_dir.clone().or_else(settings::work_directory);
+    Ok(Agent::new(store, global.criu.clone(), work_parent)?.compress(global.compression))
 }
 
 fn finish(result: Result<(), AgentError>, failed: impl Fn(AgentError, Option<&str>) -> ExitCode) -> ExitCode {

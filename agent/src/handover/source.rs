@@ -390,7 +390,7 @@ impl Handover {
             self.app.clone(),
             self.id,
             parent.clone(),
-            WriterOptions::default(),
+            WriterOptions { compression: agent.compression, ..WriterOptions::default() },
         )?;
         let committed = self.write_all(writer, progress).and_then(|pages| {
             let bundle = self.runtime.block_on(

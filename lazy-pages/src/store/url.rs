@@ -1,6 +1,7 @@
 //! The address of a store, as a user writes it.
 //!
-//! `file:///directory` or an absolute path; `s3://bucket/prefix?endpoint=…&region=…&path-style=true&profile=…`.
+//! `file:///directory` or an absolute path;
+//! `s3://bucket/prefix?endpoint=…&download-endpoint=…&region=…&path-style=true&profile=…`.
 //!
 //! What always holds: an address never carries credentials. One that does is refused, and neither the error, `Display`
 //! nor `Debug` repeats them. `Display` gives an address that parses to the same value.
@@ -37,6 +38,9 @@ pub struct S3Config {
     pub prefix: String,
     /// The server, `http://host:port` or `https://host:port`; AWS itself when there is none.
     pub endpoint: Option<String>,
+    /// A server to ask for parts of objects before [`Self::endpoint`], such as a content delivery network in front of the
+    /// bucket; it is addressed as that is.
+    pub download_endpoint: Option<String>,
     /// The region requests are signed for; from the environment or the profile when there is none.
     pub region: Option<String>,
     /// Whether the bucket is in the path (`host/bucket`) rather than in the host name (`bucket.host`). The default is
@@ -111,6 +115,7 @@ impl S3Config {
             bucket: bucket.to_owned(),
             prefix: prefix.to_owned(),
             endpoint: None,
+            download_endpoint: None,
             region: None,
             path_style: None,
             profile: None,
@@ -123,7 +128,8 @@ impl S3Config {
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         let repeated = match key {
-            "endpoint" => self.endpoint.replace(check_endpoint(value)?).is_some(),
+            "endpoint" => self.endpoint.replace(check_endpoint(key, value)?).is_some(),
+            "download-endpoint" => self.download_endpoint.replace(check_endpoint(key, value)?).is_some(),
             "region" => self.region.replace(check_name("region", value)?).is_some(),
             "profile" => self.profile.replace(check_name("profile", value)?).is_some(),
             "path-style" => {
@@ -137,7 +143,11 @@ impl S3Config {
             {
                 return Err(CREDENTIALS_BELONG.to_owned());
             }
-            _ => return Err(format!("`{key}` is not one of endpoint, region, path-style, profile")),
+            _ => {
+                return Err(format!(
+                    "`{key}` is not one of endpoint, download-endpoint, region, path-style, profile"
+                ));
+            }
         };
         if repeated { Err(format!("`{key}` is given twice")) } else { Ok(()) }
     }
@@ -152,6 +162,7 @@ impl fmt::Display for S3Config {
         let path_style = self.path_style.map(|value| value.to_string());
         let pairs = [
             ("endpoint", &self.endpoint),
+            ("download-endpoint", &self.download_endpoint),
             ("region", &self.region),
             ("path-style", &path_style),
             ("profile", &self.profile),
@@ -184,16 +195,16 @@ fn check_bucket(bucket: &str) -> Result<(), String> {
     }
 }
 
-fn check_endpoint(value: &str) -> Result<String, String> {
+fn check_endpoint(what: &str, value: &str) -> Result<String, String> {
     let url = Url::parse(value)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-        .ok_or("`endpoint` is http://host:port or https://host:port")?;
+        .ok_or_else(|| format!("`{what}` is http://host:port or https://host:port"))?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err(CREDENTIALS_BELONG.to_owned());
     }
     if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-        return Err("`endpoint` names a server only, without a path".to_owned());
+        return Err(format!("`{what}` names a server only, without a path"));
     }
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }
@@ -263,6 +274,7 @@ mod tests {
             "s3://bucket",
             "s3://a.bucket.with.dots/prefix/of/three?region=us-east-1",
             "s3://bucket/p?endpoint=https://minio.example:9000&region=x&path-style=false&profile=a.b-c_d",
+            "s3://bucket?download-endpoint=https://near.example&region=x",
             "file:///var/lib/checkpoints",
             "file:///with%20space/and%25percent",
             "/plain/path",
@@ -284,6 +296,7 @@ mod tests {
         assert!(refusal("s3://bucket?path-style=maybe").contains("path-style"));
         assert!(refusal("s3://bucket?endpoint=localhost:9000").contains("endpoint"));
         assert!(refusal("s3://bucket?endpoint=http://h/path").contains("without a path"));
+        assert!(refusal("s3://bucket?download-endpoint=near").contains("`download-endpoint`"));
         assert!(refusal("s3://localhost:9000/bucket").contains("endpoint="));
         assert!(refusal("s3://Bucket").contains("lower-case"));
         assert!(refusal("s3:///prefix").contains("bucket"));

@@ -23,6 +23,7 @@
 //!   refers to them and are removed by a later sweep. The same goes for a `commit` that is cancelled.
 
 mod commit;
+mod compression;
 mod error;
 mod inherit;
 mod packer;
@@ -47,6 +48,7 @@ use tokio::runtime::Handle;
 
 pub use self::{
     commit::{CheckpointMeta, SealedPages},
+    compression::Compression,
     error::WriteError,
     inherit::{ParentPages, TakenOver},
     parent::{Parent, ParentError},
@@ -59,7 +61,7 @@ use self::{
     worker::{Done, Job},
 };
 use crate::{
-    format::{Codec, FRAME_PAGES, ObjectId, invariants::MAX_PAGE},
+    format::{FRAME_PAGES, ObjectId, invariants::MAX_PAGE},
     ids::{AppId, CheckpointId},
     store::ObjectStore,
     units::{PAGE_SIZE, VirtAddr},
@@ -72,8 +74,8 @@ const WINDOWS_PER_WORKER: usize = 4;
 /// How to write.
 #[derive(Clone, Copy, Debug)]
 pub struct WriterOptions {
-    /// Compress all frames this way; by default it depends on how fast the store is.
-    pub codec: Option<Codec>,
+    /// How frames are compressed.
+    pub compression: Compression,
     /// Store unchanged pages again where too little of their frame in the parent is still needed: a restore then fetches at
     /// most a quarter more than what it needs. Not to be combined with [`SealedPages::inherit`], for then frames look
     /// less needed than they are; it would only cost space.
@@ -85,7 +87,7 @@ pub struct WriterOptions {
 impl Default for WriterOptions {
     fn default() -> Self {
         let workers = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        Self { codec: None, rewrite_sparse: true, workers }
+        Self { compression: Compression::default(), rewrite_sparse: true, workers }
     }
 }
 
@@ -137,7 +139,7 @@ impl CheckpointWriter {
         if let Some(parent) = parent.as_ref().filter(|parent| parent.manifest().app != app) {
             return Err(WriteError::ForeignParent { app, parent: parent.manifest().app.clone() });
         }
-        let uploads = Uploads::new(store.clone(), runtime, options.codec, options.workers.get());
+        let uploads = Uploads::new(store.clone(), runtime, options.compression, options.workers.get());
         let (jobs, to_work) = unbounded();
         let (done, to_pack) = unbounded();
         let (to_reuse, free) = unbounded();

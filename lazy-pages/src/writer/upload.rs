@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select_biased};
 use tokio::{runtime::Handle, task::JoinSet};
 
 use super::WriteError;
-use crate::{format::Codec, store::ObjectStore};
+use crate::{format::Codec, store::ObjectStore, writer::Compression};
 
 /// Packs sent at a time: with 8 MiB each, enough to fill a link of 300 MB/s at 60 MB/s a connection, in 64 MiB of
 /// memory.
@@ -34,8 +34,7 @@ const ZSTD_BELOW: u64 = 200_000_000;
 pub(super) struct Uploads {
     store: Arc<dyn ObjectStore>,
     runtime: Handle,
-    /// The codec to use whatever happens.
-    fixed: Option<Codec>,
+    compression: Compression,
     workers: u64,
     in_flight: AtomicUsize,
     /// Bytes a second the store took lately, over all uploads in flight.
@@ -59,7 +58,7 @@ impl Uploads {
     pub fn new(
         store: Arc<dyn ObjectStore>,
         runtime: Handle,
-        fixed: Option<Codec>,
+        compression: Compression,
         workers: usize,
     ) -> Arc<Self> {
         let (stop, stopped) = bounded(0);
@@ -71,7 +70,7 @@ impl Uploads {
         Arc::new(Self {
             store,
             runtime,
-            fixed,
+            compression,
             workers: workers as u64,
             in_flight: AtomicUsize::new(0),
             rate: AtomicU64::new(u64::MAX),
@@ -86,7 +85,7 @@ impl Uploads {
     /// The codec for the next frame. A store that keeps up gets plain bytes if it is on this machine, else lz4, which
     /// is nearly as fast as the network. One that falls behind is helped as far as compressing is faster than it.
     pub fn codec(&self) -> Codec {
-        if let Some(codec) = self.fixed {
+        if let Some(codec) = self.compression.codec() {
             return codec;
         }
         let behind = self.in_flight.load(Ordering::Relaxed) >= MAX_IN_FLIGHT;
@@ -98,6 +97,11 @@ impl Uploads {
         } else {
             Codec::None
         }
+    }
+
+    /// The level that zstd uses.
+    pub fn zstd_level(&self) -> i32 {
+        self.compression.level()
     }
 
     /// Bytes a second the store took lately; 0 before it has taken any.

@@ -21,9 +21,6 @@ use crate::{
 /// Windows with fewer pages to store share a frame with their neighbours.
 pub(super) const OWN_FRAME_PAGES: usize = FRAME_PAGES / 2;
 
-/// zstd's fastest ordinary level: the tree is frozen while it runs.
-const ZSTD_LEVEL: i32 = 1;
-
 static ZERO_PAGE: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 
 /// Work for a worker.
@@ -55,7 +52,7 @@ pub(super) fn run(
     undecided: bool,
     uploads: &Uploads,
 ) {
-    let mut compressor = Compressor::new();
+    let mut compressor = Compressor::new(uploads.zstd_level());
     for job in jobs {
         let result = match job {
             Job::Sort(mut window) => {
@@ -119,14 +116,15 @@ struct Compressor {
     scratch: Vec<u8>,
     lz4: lz4_flex::block::CompressTable,
     zstd: Option<zstd::bulk::Compressor<'static>>,
+    zstd_level: i32,
 }
 
 impl Compressor {
-    fn new() -> Self {
+    fn new(zstd_level: i32) -> Self {
         let plain = FRAME_PAGES * PAGE_SIZE;
         let room =
             lz4_flex::block::get_maximum_output_size(plain).max(zstd::zstd_safe::compress_bound(plain));
-        Self { scratch: vec![0; room], lz4: lz4_flex::block::CompressTable::large(), zstd: None }
+        Self { scratch: vec![0; room], lz4: lz4_flex::block::CompressTable::large(), zstd: None, zstd_level }
     }
 
     /// Packs the pages to be stored in place. What does not save a tenth is left plain.
@@ -153,7 +151,7 @@ impl Compressor {
             }
             Codec::Zstd => {
                 if self.zstd.is_none() {
-                    self.zstd = zstd::bulk::Compressor::new(ZSTD_LEVEL).ok();
+                    self.zstd = zstd::bulk::Compressor::new(self.zstd_level).ok();
                 }
                 self.zstd.as_mut()?.compress_to_buffer(plain, &mut self.scratch[..]).ok()
             }

@@ -8,6 +8,7 @@ use lazy_pages::{
     reader::{Checkpoint, ReadError},
     units::PAGE_SIZE,
     verify::{VerifyError, verify},
+    writer::Compression,
 };
 use proptest::prelude::*;
 
@@ -226,7 +227,7 @@ fn a_bundle_cannot_ask_for_a_large_window() {
 #[test]
 fn a_flipped_bit_in_a_plain_frame_is_refused_wherever_it_is() {
     let mut writing = Writing::new();
-    writing.codec = Some(Codec::None);
+    writing.compression = Compression::None;
     let manifest = writing.write(&Model::simple(1..3), None).unwrap();
     let entry = manifest.frames[0];
     let pack = writing.store.objects.lock().unwrap()[&keys::pack(&app(), entry.pack)].clone();
@@ -243,9 +244,9 @@ fn a_flipped_bit_in_a_plain_frame_is_refused_wherever_it_is() {
 
 #[test]
 fn a_damaged_packed_frame_is_refused_or_still_right() {
-    for codec in [Codec::Lz4, Codec::Zstd] {
+    for (compression, codec) in [(Compression::Lz4, Codec::Lz4), (Compression::Zstd(1), Codec::Zstd)] {
         let mut writing = Writing::new();
-        writing.codec = Some(codec);
+        writing.compression = compression;
         // Enough structure for matches of all kinds, little enough data to try every bit.
         let manifest = writing.write(&Model::simple([1, 3, 1, 5, 2, 2, 1, 7].repeat(8)), None).unwrap();
         let entry = manifest.frames[0];
@@ -279,7 +280,7 @@ fn a_damaged_packed_frame_is_refused_or_still_right() {
 #[test]
 fn verify_finds_a_flipped_bit_anywhere_in_a_pack() {
     let mut writing = Writing::new();
-    writing.codec = Some(Codec::None);
+    writing.compression = Compression::None;
     let manifest = writing.write(&Model::simple(1..300), None).unwrap();
     let checkpoint = writing.open(manifest.id);
     let key = keys::pack(&app(), manifest.packs[0].id);

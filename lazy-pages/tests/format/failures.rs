@@ -7,11 +7,11 @@ use std::{
 
 use lazy_pages::{
     catalog::{CatalogError, Lease},
-    format::{Codec, ManifestError, ObjectId, keys},
+    format::{ManifestError, ObjectId, keys},
     ids::CheckpointId,
     store::StoreError,
     units::VirtAddr,
-    writer::{Parent, ParentError, WriteError},
+    writer::{Compression, Parent, ParentError, WriteError},
 };
 
 use crate::support::{Model, Writing, app, send};
@@ -68,7 +68,7 @@ fn a_failed_upload_ends_the_stream_early() {
 #[test]
 fn a_writer_that_is_dropped_stops_at_once_even_if_the_store_hangs() {
     let mut writing = Writing::new();
-    writing.codec = Some(Codec::None);
+    writing.compression = Compression::None;
     writing.store.hang.store(true, Ordering::SeqCst);
     let mut writer = writing.begin(CheckpointId::new(), None).unwrap();
     send(&mut writer, &large()).unwrap();
@@ -83,7 +83,7 @@ fn a_writer_that_is_dropped_stops_at_once_even_if_the_store_hangs() {
 #[test]
 fn a_hanging_store_stops_the_sink_and_not_the_memory() {
     let mut writing = Writing::new();
-    writing.codec = Some(Codec::None);
+    writing.compression = Compression::None;
     writing.store.hang.store(true, Ordering::SeqCst);
     let mut writer = writing.begin(CheckpointId::new(), None).unwrap();
     writer.open(ObjectId::Task(100), 1).unwrap();

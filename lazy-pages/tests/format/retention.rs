@@ -17,6 +17,7 @@ use lazy_pages::{
     reader::{Checkpoint, Pages},
     store::ObjectStore,
     units::PAGE_SIZE,
+    writer::Compression,
 };
 
 use crate::{
@@ -375,7 +376,7 @@ fn assert_whole(writing: &Writing, checkpoint: &Checkpoint, model: &Model) {
 fn fifty_checkpoints_take_no_more_than_two() {
     const PAGES: u64 = 4000;
     let mut writing = Writing::new();
-    writing.codec = Some(lazy_pages::format::Codec::None);
+    writing.compression = Compression::None;
     let mut model = Model::simple((1..=PAGES as Content).map(|n| n * 2));
     let mut last = writing.write(&model, None).unwrap();
     let full = writing.store.bytes("");

@@ -7,6 +7,7 @@ use lazy_pages::{
     store::LocalStore,
     units::PAGE_SIZE,
     verify::verify,
+    writer::Compression,
 };
 use proptest::prelude::*;
 
@@ -81,8 +82,13 @@ fn choices() -> impl Strategy<Value = Vec<(prop::sample::Index, Content, usize)>
     proptest::collection::vec((any::<prop::sample::Index>(), 0_u32..50_000, 1_usize..40), 0..12)
 }
 
-fn codec() -> impl Strategy<Value = Option<Codec>> {
-    prop_oneof![Just(None), Just(Some(Codec::None)), Just(Some(Codec::Lz4)), Just(Some(Codec::Zstd))]
+fn codec() -> impl Strategy<Value = Compression> {
+    prop_oneof![
+        Just(Compression::Auto),
+        Just(Compression::None),
+        Just(Compression::Lz4),
+        (1..4).prop_map(Compression::Zstd)
+    ]
 }
 
 fn check_statistics(manifest: &Manifest, model: &Model, parent: Option<&Model>) {
@@ -117,7 +123,7 @@ proptest! {
     ) {
         let mut writing = Writing::new();
         writing.store.remote.store(remote, std::sync::atomic::Ordering::SeqCst);
-        writing.codec = codec;
+        writing.compression = codec;
         let manifest = writing.write(&first, None).unwrap();
         check_statistics(&manifest, &first, None);
         prop_assert_eq!(&Manifest::decode(&manifest.encode().unwrap()).unwrap(), &manifest);
@@ -125,7 +131,7 @@ proptest! {
         for (choices, codec) in edits {
             let (parent, before) = all.last().unwrap();
             let model = changed(before, &choices);
-            writing.codec = codec;
+            writing.compression = codec;
             let manifest = writing.write(&model, Some(*parent)).unwrap();
             prop_assert_eq!(manifest.parent, Some(*parent));
             check_statistics(&manifest, &model, Some(before));
@@ -155,7 +161,7 @@ fn an_unchanged_process_costs_no_page() {
 #[test]
 fn an_incremental_checkpoint_stores_exactly_the_changed_pages() {
     let mut writing = Writing::new();
-    writing.codec = Some(Codec::None);
+    writing.compression = Compression::None;
     let mut model = Model::simple(1..5000);
     let first = writing.write(&model, None).unwrap();
     assert_eq!(writing.store.bytes("/packs/"), 4999 * PAGE_SIZE);
@@ -191,10 +197,14 @@ fn bytes_uploaded_are_the_bytes_that_are_new_in_the_store() {
 
 #[test]
 fn each_codec_is_used_where_it_helps_and_only_there() {
-    for (codec, packed) in [(Codec::Lz4, Codec::Lz4), (Codec::Zstd, Codec::Zstd), (Codec::None, Codec::None)]
-    {
+    for (codec, packed) in [
+        (Compression::Lz4, Codec::Lz4),
+        (Compression::Zstd(1), Codec::Zstd),
+        (Compression::Zstd(9), Codec::Zstd),
+        (Compression::None, Codec::None),
+    ] {
         let mut writing = Writing::new();
-        writing.codec = Some(codec);
+        writing.compression = codec;
         let odd_compresses = writing.write(&Model::simple((0..128).map(|n| n * 2 + 1)), None).unwrap();
         assert!(odd_compresses.frames.iter().all(|frame| frame.codec == packed), "{codec:?}");
         let even_does_not = writing.write(&Model::simple((1..129).map(|n| n * 2)), None).unwrap();

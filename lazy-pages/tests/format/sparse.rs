@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use lazy_pages::{
-    format::{Codec, Manifest, ObjectId},
+    format::{Manifest, ObjectId},
     ids::CheckpointId,
     units::{PAGE_SIZE, VirtAddr},
-    writer::ParentPages,
+    writer::{Compression, ParentPages},
 };
 use proptest::prelude::*;
 
@@ -16,7 +16,7 @@ const TASK: ObjectId = ObjectId::Task(100);
 
 fn plain() -> Writing {
     let mut writing = Writing::new();
-    writing.codec = Some(Codec::None);
+    writing.compression = Compression::None;
     writing
 }
 

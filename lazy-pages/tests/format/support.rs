@@ -13,12 +13,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use lazy_pages::{
     catalog::Catalog,
-    format::{Codec, Host, Manifest, ObjectId, Source, Task, Vma, bundle},
+    format::{Host, Manifest, ObjectId, Source, Task, Vma, bundle},
     ids::{AppId, CheckpointId},
     reader::{Checkpoint, Pages},
     store::{ObjectMeta, ObjectStore, StoreError},
     units::{PAGE_SIZE, VirtAddr},
-    writer::{CheckpointMeta, CheckpointWriter, Parent, SealedPages, WriteError, WriterOptions},
+    writer::{CheckpointMeta, CheckpointWriter, Compression, Parent, SealedPages, WriteError, WriterOptions},
 };
 use tokio::runtime::Runtime;
 
@@ -297,14 +297,20 @@ pub struct Writing {
     /// Where checkpoints go, unless [`Self::on`] says otherwise.
     pub store: Arc<MemoryStore>,
     target: Arc<dyn ObjectStore>,
-    pub codec: Option<Codec>,
+    pub compression: Compression,
     pub rewrite_sparse: bool,
 }
 
 impl Writing {
     pub fn new() -> Self {
         let store = MemoryStore::new();
-        Self { runtime: runtime(), target: store.clone(), store, codec: None, rewrite_sparse: true }
+        Self {
+            runtime: runtime(),
+            target: store.clone(),
+            store,
+            compression: Compression::Auto,
+            rewrite_sparse: true,
+        }
     }
 
     /// Checkpoints go to another store.
@@ -318,7 +324,7 @@ impl Writing {
         parent: Option<Arc<Parent>>,
     ) -> Result<CheckpointWriter, WriteError> {
         let options = WriterOptions {
-            codec: self.codec,
+            compression: self.compression,
             rewrite_sparse: self.rewrite_sparse,
             ..WriterOptions::default()
         };

@@ -17,12 +17,12 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use lazy_pages::{
-    format::{Codec, Host, Manifest, ObjectId, Task, Vma, bundle},
+    format::{Host, Manifest, ObjectId, Task, Vma, bundle},
     ids::{AppId, CheckpointId},
     server::{Limits, Outcome, PageServer, PageServerConfig},
     store::{ObjectMeta, ObjectStore, StoreError},
     units::{PAGE_SIZE, VirtAddr},
-    writer::{CheckpointMeta, CheckpointWriter, WriterOptions},
+    writer::{CheckpointMeta, CheckpointWriter, Compression, WriterOptions},
 };
 use tempfile::TempDir;
 use tokio::{
@@ -82,7 +82,7 @@ pub fn checkpoint(
     live: &[(u32, Vec<Vma>)],
     dead: &[u32],
 ) -> Arc<Manifest> {
-    let options = WriterOptions { codec: Some(Codec::Lz4), ..WriterOptions::default() };
+    let options = WriterOptions { compression: Compression::Lz4, ..WriterOptions::default() };
     let id = CheckpointId::new();
     let mut writer =
         CheckpointWriter::begin(store.clone(), runtime.handle().clone(), app(), id, None, options).unwrap();

@@ -32,8 +32,8 @@ pub struct Storage {
     /// Whether the bucket is in the path of an address rather than in its host name. When absent: yes with an endpoint, no without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_style: Option<bool>,
-    /// URL to fetch from instead of the endpoint, such as a content delivery network before the bucket. Nothing honours it yet:
-    /// pages are fetched from the endpoint.
+    /// URL to fetch from instead of the endpoint, such as a content delivery network before the bucket. Pages are fetched there, and
+    /// from the endpoint what is not to be had there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048), extend("x-kubernetes-validations" = definition::url_rules("downloadEndpoint")))]
     pub download_endpoint: Option<String>,
@@ -44,10 +44,10 @@ pub struct Storage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 256))]
     pub prefetch_workers: Option<u32>,
-    /// Whether pages are compressed. Nothing honours it yet: they are, where that makes them smaller.
+    /// Whether pages are compressed. When absent or true: where that makes them smaller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compress: Option<bool>,
-    /// How hard pages are compressed. Nothing honours it yet: the agent chooses.
+    /// How hard zstd compresses pages. When absent, the agent chooses how to compress by how fast the store is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 22))]
     pub compress_level: Option<u32>,

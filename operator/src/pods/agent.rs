@@ -10,8 +10,11 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 
-use super::{AGENT, RUN, RUN_PATH, TOOLS, TOOLS_PATH};
-use crate::{agents::PORT, certificates::OPERATOR_NAME};
+use super::{
+    AGENT, RUN, RUN_PATH, TOOLS, TOOLS_PATH,
+    storage::{compression, store_url},
+};
+use crate::{agents::PORT, api::Storage, certificates::OPERATOR_NAME};
 
 /// The port of the agent's numbers.
 const METRICS_PORT: u16 = 9464;
@@ -85,7 +88,7 @@ pub(super) fn tools_container(settings: &AgentSettings) -> Container {
 }
 
 /// The agent.
-pub(super) fn agent_container(settings: &AgentSettings, store: &str, credentials: bool) -> Container {
+pub(super) fn agent_container(settings: &AgentSettings, storage: &Storage) -> Container {
     let listen = format!("0.0.0.0:{PORT}");
     let metrics = format!("0.0.0.0:{METRICS_PORT}");
     let mut args = vec!["serve", "--listen", &listen, "--metrics", &metrics];
@@ -95,7 +98,12 @@ pub(super) fn agent_container(settings: &AgentSettings, store: &str, credentials
     args.extend(["--allow-client", "migration://*", "--state-dir", "/migration/state"]);
     args.extend(["--socket", "/migration/state/agent.sock", "--work-dir", "/migration/work"]);
     let criu = format!("{TOOLS_PATH}/criu");
-    args.extend(["--store", store, "--criu", &criu, "--log-format", "json"]);
+    let store = store_url(storage);
+    args.extend(["--store", &store, "--criu", &criu, "--log-format", "json"]);
+    let compression = compression(storage);
+    if let Some(compression) = &compression {
+        args.extend(["--compression", compression]);
+    }
     let mut mounts = vec![
         mount(TOOLS, TOOLS_PATH, true),
         mount(RUN, RUN_PATH, false),
@@ -104,7 +112,7 @@ pub(super) fn agent_container(settings: &AgentSettings, store: &str, credentials
         mount("migration-tls", "/migration/tls", true),
     ];
     let mut env = Vec::new();
-    if credentials {
+    if storage.credentials_secret.is_some() {
         mounts.push(mount("migration-store", "/migration/store", true));
         env.push(EnvVar {
             name: "AWS_SHARED_CREDENTIALS_FILE".to_owned(),

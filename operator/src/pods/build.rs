@@ -9,7 +9,7 @@ use kube::{Resource, ResourceExt, api::ObjectMeta};
 use super::{
     AGENT, MIGRATION_ANNOTATION, ROLE_ANNOTATION, RUN, RUN_PATH, TOOLS, TOOLS_PATH,
     agent::{AgentSettings, agent_container, mount, tools_container, volumes},
-    storage::{mirrored_secret_name, store_url},
+    storage::mirrored_secret_name,
 };
 use crate::api::{APP_LABEL, MigratableApp};
 
@@ -111,7 +111,7 @@ pub fn build(plan: &Plan<'_>) -> Result<Pod, Unsupported> {
     let full_name = format!("{}/{}/{app}", plan.cluster, plan.app.namespace().unwrap_or_default());
     let tools = tools_container(plan.agent);
     let credentials = plan.app.spec.storage.credentials_secret.is_some();
-    let agent = agent_container(plan.agent, &store_url(&plan.app.spec.storage), credentials);
+    let agent = agent_container(plan.agent, &plan.app.spec.storage);
     for container in &mut spec.containers {
         if container.name == moved {
             launch(container, &full_name, plan.role);

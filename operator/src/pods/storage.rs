@@ -19,6 +19,9 @@ pub fn store_url(storage: &Storage) -> String {
     if let Some(endpoint) = storage.endpoint.clone().or(google) {
         options.push(format!("endpoint={}", endpoint.trim_end_matches('/')));
     }
+    if let Some(near) = &storage.download_endpoint {
+        options.push(format!("download-endpoint={}", near.trim_end_matches('/')));
+    }
     match (&storage.region, storage.kind) {
         (Some(region), _) => options.push(format!("region={region}")),
         // MinIO's own default; Google takes any.
@@ -30,6 +33,15 @@ pub fn store_url(storage: &Storage) -> String {
     }
     let options = if options.is_empty() { String::new() } else { format!("?{}", options.join("&")) };
     format!("s3://{}{options}", storage.bucket)
+}
+
+/// How `migration-agent --compression` is told what the application's storage says of it, if it says something.
+pub fn compression(storage: &Storage) -> Option<String> {
+    match (storage.compress, storage.compress_level) {
+        (Some(false), _) => Some("none".to_owned()),
+        (_, Some(level)) => Some(format!("zstd:{level}")),
+        _ => None,
+    }
 }
 
 /// The name of the Secret with an application's credentials, in its namespace.
@@ -80,8 +92,24 @@ mod tests {
             url("{type: gcs, bucket: b}"),
             "s3://b?endpoint=https://storage.googleapis.com&region=us-east-1"
         );
+        assert_eq!(
+            url("{type: s3, bucket: b, region: r, downloadEndpoint: 'https://near.example/'}"),
+            "s3://b?download-endpoint=https://near.example&region=r"
+        );
         let told = "{type: minio, bucket: b, endpoint: 'http://m', pathStyle: false}";
         assert_eq!(url(told), "s3://b?endpoint=http://m&region=us-east-1");
+    }
+
+    #[test]
+    fn pages_are_compressed_as_the_storage_says() {
+        let told = |yaml: &str| compression(&serde_saphyr::from_str(yaml).unwrap());
+        assert_eq!(told("{type: s3, bucket: b}"), None);
+        assert_eq!(told("{type: s3, bucket: b, compress: true}"), None);
+        assert_eq!(told("{type: s3, bucket: b, compress: false, compressLevel: 3}").as_deref(), Some("none"));
+        assert_eq!(
+            told("{type: s3, bucket: b, compress: true, compressLevel: 3}").as_deref(),
+            Some("zstd:3")
+        );
     }
 
     #[test]

@@ -65,11 +65,11 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Sets up TLS and addressing; connects to nothing.
+    /// Sets up TLS and addressing for the server at `endpoint`, or AWS; connects to nothing.
     ///
     /// # Errors
     /// When TLS cannot be set up.
-    pub(super) fn new(config: &S3Config, region: &str) -> Result<Self, StoreError> {
+    pub(super) fn new(config: &S3Config, endpoint: Option<&str>, region: &str) -> Result<Self, StoreError> {
         let store = config.to_string();
         let tls = TlsConnector::builder().min_protocol_version(Some(Protocol::Tlsv12)).build().map_err(
             |error| StoreError::Other {
@@ -86,7 +86,7 @@ impl Link {
         let http = hyper::Client::builder()
             .pool_idle_timeout(IDLE_LIMIT)
             .build(HttpsConnector::from((tcp, tls.into())));
-        let endpoint = config.endpoint.clone().unwrap_or_else(|| aws_endpoint(region));
+        let endpoint = endpoint.map_or_else(|| aws_endpoint(region), str::to_owned);
         let host = endpoint.split_once("://").map_or(&*endpoint, |(_, host)| host);
         // With dots in its name a bucket's host name matches no certificate.
         let path_style =
@@ -297,7 +297,8 @@ mod tests {
 
     fn addressed(url: &str) -> (String, String) {
         let super::super::super::StoreUrl::S3(config) = url.parse().expect(url) else { panic!("{url}") };
-        let link = Link::new(&config, config.region.as_deref().unwrap_or("us-east-1")).expect("TLS");
+        let region = config.region.as_deref().unwrap_or("us-east-1");
+        let link = Link::new(&config, config.endpoint.as_deref(), region).expect("TLS");
         let path = format!("/{}/a/b", config.bucket);
         let mut request = SignedRequest::new("GET", "s3", &link.region, &path);
         link.address(&mut request);

@@ -6,6 +6,8 @@
 //! - After a try that may have reached the server, "there is one already" may mean our own: the object is read back, and
 //!   the put succeeded exactly if it has our bytes.
 //! - A GET gives exactly the bytes asked for; an answer that breaks off or is about another range is tried again.
+//! - Parts of objects, which never change, are asked for at a download endpoint first if there is one, once; whatever that does
+//!   not give, the server itself does. Nothing else goes there: what it remembers may be old.
 //! - A try ends when nothing moves for 15 seconds; tries are bounded and apart by random waits (`retry`).
 //! - Refused credentials, a missing bucket or object are final at once.
 //!
@@ -57,6 +59,8 @@ pub struct S3Store(Arc<Inner>);
 struct Inner {
     config: S3Config,
     link: Arc<Link>,
+    /// To the download endpoint.
+    near: Option<Arc<Link>>,
     credentials: Credentials,
 }
 
@@ -85,8 +89,11 @@ impl S3Store {
             None => credentials::region(config.profile.as_deref())
                 .map_err(|reason| StoreError::Other { store: config.to_string(), reason })?,
         };
-        let link = Link::new(&config, region.as_deref().unwrap_or("us-east-1"))?;
-        Ok(Self(Arc::new(Inner { config, link: Arc::new(link), credentials })))
+        let region = region.as_deref().unwrap_or("us-east-1");
+        let link = Arc::new(Link::new(&config, config.endpoint.as_deref(), region)?);
+        let near = config.download_endpoint.as_deref();
+        let near = near.map(|endpoint| Link::new(&config, Some(endpoint), region)).transpose()?.map(Arc::new);
+        Ok(Self(Arc::new(Inner { config, link, near, credentials })))
     }
 }
 
@@ -108,7 +115,12 @@ impl ObjectStore for S3Store {
         if length == 0 {
             return Ok(Bytes::new());
         }
-        self.0.persist(|| self.0.try_get_range(key, offset, length)).await
+        if let Some(near) = &self.0.near
+            && let Ok(bytes) = self.0.try_get_range(near, key, offset, length).await
+        {
+            return Ok(bytes);
+        }
+        self.0.persist(|| self.0.try_get_range(&self.0.link, key, offset, length)).await
     }
 
     async fn put_new(&self, key: &str, body: Bytes) -> Result<(), StoreError> {
@@ -178,11 +190,21 @@ impl Inner {
     }
 
     async fn start(&self, key: Option<&str>, wanted: u64, body_limit: u64) -> Result<Try, Failure> {
+        self.start_on(&self.link, key, wanted, body_limit).await
+    }
+
+    async fn start_on(
+        &self,
+        link: &Arc<Link>,
+        key: Option<&str>,
+        wanted: u64,
+        body_limit: u64,
+    ) -> Result<Try, Failure> {
         let credentials = self.credentials.get().await.map_err(|reason| {
             Failure::Final(StoreError::Denied { store: self.config.to_string(), reason })
         })?;
         Ok(Try {
-            link: Arc::clone(&self.link),
+            link: Arc::clone(link),
             credentials,
             key: key.map(str::to_owned),
             wanted,
@@ -221,8 +243,14 @@ impl Inner {
         this.progress.watch(limit.min(TRUSTED_LENGTH), work).await
     }
 
-    async fn try_get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes, Failure> {
-        let this = self.start(Some(key), length, u64::MAX).await?;
+    async fn try_get_range(
+        &self,
+        link: &Arc<Link>,
+        key: &str,
+        offset: u64,
+        length: u64,
+    ) -> Result<Bytes, Failure> {
+        let this = self.start_on(link, Some(key), length, u64::MAX).await?;
         let truncated = |got| {
             Failure::Final(StoreError::Truncated {
                 store: self.config.to_string(),
