@@ -114,19 +114,7 @@ impl Scene {
     }
 
     pub fn settings(&self) -> Settings {
-        Settings {
-            cluster: CLUSTER.to_owned(),
-            namespace: self.namespace.clone(),
-            agent: AgentSettings { native_sidecar: false, ..AgentSettings::default() },
-            limits: Limits {
-                look: Duration::from_millis(200),
-                grace: Duration::from_secs(3),
-                ..Limits::default()
-            },
-            interruptible_label: None,
-            only: Some(self.namespace.clone()),
-            resync: Duration::from_secs(5),
-        }
+        settings(&self.namespace)
     }
 
     pub fn operator(&self) -> Operator {
@@ -322,6 +310,23 @@ impl Scene {
         all.retain(|event| event.regarding.as_ref().is_some_and(|about| about.name.as_deref() == Some(app)));
         all.sort_by_key(|event| event.event_time.clone());
         all.into_iter().filter_map(|event| event.reason).collect()
+    }
+}
+
+/// Those of an operator that is impatient, for a namespace alone.
+pub fn settings(namespace: &str) -> Settings {
+    Settings {
+        cluster: CLUSTER.to_owned(),
+        namespace: namespace.to_owned(),
+        agent: AgentSettings { native_sidecar: false, ..AgentSettings::default() },
+        limits: Limits {
+            look: Duration::from_millis(200),
+            grace: Duration::from_secs(3),
+            ..Limits::default()
+        },
+        interruptible_label: None,
+        only: Some(namespace.to_owned()),
+        resync: Duration::from_secs(5),
     }
 }
 

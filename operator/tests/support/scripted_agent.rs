@@ -70,6 +70,12 @@ impl Drop for Running {
 }
 
 impl Scripted {
+    /// Every agent there is: its pod's address, and its own.
+    pub fn entries(&self) -> Vec<(String, SocketAddr)> {
+        let at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
+        at.iter().map(|(pod, address)| (pod.clone(), *address)).collect()
+    }
+
     /// Starts the agent of the pod with this address.
     pub async fn start(&self, world: &World, pod: &str) -> Running {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");

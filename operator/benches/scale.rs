@@ -1,0 +1,407 @@
+//! What the operator costs, on a real API server: `ci/bench operator [--json] [--apps N,N…]`.
+//!
+//! Kubelets and agents follow scripts, as in the tests; the operator is a process of its own, so that its processor time and
+//! memory are its own, with the settings of a cluster. Its requests to the API server are counted on their way.
+//!
+//! - 100 applications of one node are triggered at once: how long until the last has moved, requests and processor time of each.
+//! - Beside so many idle applications: what looking after them costs a second, and how long until a trigger is acted on,
+//!   which is when its migration is written down. Five times the applications must not cost more than five times as much.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::{
+    collections::HashMap,
+    env, fs,
+    io::{BufRead, BufReader, Write},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt, future::pending, stream};
+use kube::{Client, api::ListParams};
+use migration_kube::Cluster;
+use migration_operator::{
+    agents::{AgentError, Agents, At},
+    api::{MigratableApp, Phase, migration::MigrationStage},
+    context::Settings,
+    controller,
+    migration::Limits,
+};
+use serde_json::{Value, json};
+use support::Scene;
+use tokio::time::sleep;
+use tonic::transport::{Channel, Endpoint};
+
+/// Applications that are interrupted at once.
+const TOGETHER: usize = 100;
+/// Their deadline: what spot machines give.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// Triggers beside idle applications.
+const TRIGGERS: usize = 20;
+/// How long idle applications are watched.
+const IDLE: Duration = Duration::from_secs(45);
+/// Nothing takes that long.
+const LIMIT: Duration = Duration::from_secs(1800);
+/// Requests of this program under way at a time.
+const AT_ONCE: usize = 16;
+
+const USAGE: &str = "usage: ci/bench operator [--json] [--apps 1000,5000]";
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let outcome = match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--as-operator", namespace, book] => runtime
+            .map_err(Failure::from)
+            .and_then(|runtime| runtime.block_on(operate(namespace, PathBuf::from(book)))),
+        words => {
+            let Some((as_json, sizes)) = understood(words) else {
+                eprintln!("{USAGE}");
+                return ExitCode::from(2);
+            };
+            runtime.map_err(Failure::from).and_then(|runtime| runtime.block_on(measure(&sizes))).map(
+                |figures| {
+                    if as_json {
+                        println!("{}", json!({"bench": "operator", "figures": figures}));
+                    } else {
+                        figures.iter().for_each(|figure| println!("{}", line(figure)));
+                    }
+                },
+            )
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn understood(words: &[&str]) -> Option<(bool, Vec<usize>)> {
+    let (mut as_json, mut sizes) = (false, vec![1000, 5000]);
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        match *word {
+            "--json" => as_json = true,
+            "--apps" => {
+                sizes = words.next()?.split(',').map(|size| size.parse().ok()).collect::<Option<_>>()?
+            }
+            _ => return None,
+        }
+    }
+    sizes.is_sorted().then_some((as_json, sizes))
+}
+
+/// The operator: a process that says how many requests it has made whenever it is sent a line, and ends with its input.
+async fn operate(namespace: &str, book: PathBuf) -> Result<(), Failure> {
+    let requests = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&requests);
+    let below = Client::try_default().await?;
+    let service = tower::service_fn(move |request| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        let below = below.clone();
+        async move { below.send(request).await }
+    });
+    let settings = Settings {
+        limits: Limits::default(),
+        resync: Duration::from_secs(30),
+        ..support::settings(namespace)
+    };
+    let agents = Arc::new(Book { path: book, known: Mutex::default() });
+    let client = Client::new(service, namespace);
+    let leading = Arc::new(AtomicBool::new(true));
+    tokio::spawn(controller::run(client, agents, settings, leading, |_| {}, pending()));
+    tokio::task::spawn_blocking(move || {
+        for _ in std::io::stdin().lines().map_while(Result::ok) {
+            println!("{}", requests.load(Ordering::Relaxed));
+        }
+    })
+    .await?;
+    std::process::exit(0)
+}
+
+/// Where agents are, by the addresses of their pods: a file that grows.
+#[derive(Debug)]
+struct Book {
+    path: PathBuf,
+    known: Mutex<HashMap<String, SocketAddr>>,
+}
+
+impl Book {
+    fn find(&self, pod: &str) -> Option<SocketAddr> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.contains_key(pod) {
+            let text = fs::read_to_string(&self.path).ok()?;
+            *known = text
+                .lines()
+                .filter_map(|line| line.split_once(' '))
+                .filter_map(|(pod, at)| Some((pod.to_owned(), at.parse().ok()?)))
+                .collect();
+        }
+        known.get(pod).copied()
+    }
+}
+
+#[async_trait::async_trait]
+impl Agents for Book {
+    async fn channel(&self, at: &At) -> Result<Channel, AgentError> {
+        let unreachable = |reason: String| AgentError::Unreachable { address: at.pod_ip.clone(), reason };
+        let address = self.find(&at.pod_ip).ok_or_else(|| unreachable("there is none".to_owned()))?;
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|error| unreachable(error.to_string()))?;
+        endpoint.connect().await.map_err(|error| unreachable(error.to_string()))
+    }
+
+    fn address(&self, at: &At) -> String {
+        format!("https://{}:7443", at.pod_ip)
+    }
+}
+
+/// That process, from here.
+struct Operator {
+    process: Child,
+    ask: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+/// What it has used since it began.
+#[derive(Clone, Copy)]
+struct Used {
+    requests: f64,
+    cpu_ms: f64,
+    at: Instant,
+}
+
+impl Operator {
+    fn start(kubeconfig: &Path, namespace: &str, book: &Path) -> Result<Self, Failure> {
+        let mut command = Command::new(env::current_exe()?);
+        command.arg("--as-operator").arg(namespace).arg(book).env("KUBECONFIG", kubeconfig);
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let (ask, answers) = (process.stdin.take(), process.stdout.take());
+        let (ask, answers) = ask.zip(answers).ok_or("the operator has no streams")?;
+        Ok(Self { process, ask, answers: BufReader::new(answers) })
+    }
+
+    fn used(&mut self) -> Result<Used, Failure> {
+        writeln!(self.ask)?;
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer)?;
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
+        let fields: Vec<&str> = stat.rsplit_once(") ").ok_or("no stat")?.1.split(' ').collect();
+        // User and system time, fields 14 and 15, in hundredths of a second.
+        let ticks = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
+        Ok(Used { requests: answer.trim().parse()?, cpu_ms: ticks * 10.0, at: Instant::now() })
+    }
+
+    fn memory_mib(&self) -> Result<f64, Failure> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        // Either fails when it has ended.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+async fn measure(sizes: &[usize]) -> Result<Vec<Value>, Failure> {
+    let cluster = Cluster::start(migration_kube::Options::default()).await?;
+    cluster.install(&migration_operator::api::definition()?).await?;
+    let scene = Scene::within(&cluster, "scale").await;
+    let place = tempfile::tempdir()?;
+    let book = place.path().join("agents");
+    keep_book(&scene, book.clone());
+    let mut operator = Operator::start(cluster.kubeconfig(), &scene.namespace, &book)?;
+
+    let mut figures = Vec::new();
+    let mut there = TOGETHER;
+    create(&scene, &mut operator, 0..there).await?;
+    let before = operator.used()?;
+    let names: Vec<String> = (0..TOGETHER).map(app).collect();
+    stream::iter(&names).for_each_concurrent(AT_ONCE, |name| scene.trigger(name)).await;
+    until(
+        &scene,
+        |app| {
+            let history = app.status.iter().flat_map(|status| &status.migration_history);
+            history.filter(|record| record.success).count() == 1
+        },
+        TOGETHER,
+    )
+    .await?;
+    let after = operator.used()?;
+    let took = after.at.duration_since(before.at).as_secs_f64();
+    let together = TOGETHER as f64;
+    figures.push(figure(
+        format!("{TOGETHER} at once: until the last has moved"),
+        took,
+        "s",
+        Some(DEADLINE.as_secs_f64()),
+    ));
+    figures.push(figure(
+        "requests of a migration".to_owned(),
+        (after.requests - before.requests) / together,
+        "",
+        None,
+    ));
+    figures.push(figure(
+        "processor time of a migration".to_owned(),
+        (after.cpu_ms - before.cpu_ms) / together,
+        "ms",
+        None,
+    ));
+
+    let mut costs = Vec::new();
+    for &size in sizes {
+        create(&scene, &mut operator, there..size).await?;
+        there = there.max(size);
+        sleep(Duration::from_secs(5)).await;
+        let before = operator.used()?;
+        sleep(IDLE).await;
+        let after = operator.used()?;
+        let seconds = after.at.duration_since(before.at).as_secs_f64();
+        let requests = (after.requests - before.requests) / seconds;
+        let cpu = (after.cpu_ms - before.cpu_ms) / seconds;
+        let memory = operator.memory_mib()?;
+        figures.push(figure(format!("{size} idle: requests a second"), requests, "", None));
+        figures.push(figure(format!("{size} idle: processor time a second"), cpu, "ms", None));
+        figures.push(figure(format!("{size} idle: memory"), memory, "MiB", None));
+        let mut latencies = Vec::new();
+        for number in 0..TRIGGERS.min(size) {
+            latencies.push(latency(&scene, &app(there - 1 - number)).await?);
+        }
+        latencies.sort_by(f64::total_cmp);
+        let quantile =
+            |quantile: f64| latencies[((quantile * latencies.len() as f64).ceil() as usize).max(1) - 1];
+        figures.push(figure(format!("{size} idle: trigger to action, p50"), quantile(0.5), "ms", None));
+        figures.push(figure(
+            format!("{size} idle: trigger to action, worst of {}", latencies.len()),
+            quantile(1.0),
+            "ms",
+            Some(1000.0),
+        ));
+        costs.push((size as f64, cpu, memory));
+    }
+    if let [(few, cpu_of_few, memory_of_few), .., (many, cpu, memory)] = costs[..] {
+        let times = many / few;
+        let names = format!("{many} idle / {few} idle");
+        figures.push(figure(format!("processor time, {names}"), cpu / cpu_of_few, "times", Some(times)));
+        figures.push(figure(format!("memory, {names}"), memory / memory_of_few, "times", Some(times)));
+    }
+    let violations = scene.world.lock().violations.clone();
+    if !violations.is_empty() {
+        return Err(format!("what must never happen has: {violations:?}").into());
+    }
+    Ok(figures)
+}
+
+fn app(number: usize) -> String {
+    format!("app-{number}")
+}
+
+/// Makes applications, and waits until all there are run.
+async fn create(
+    scene: &Scene,
+    operator: &mut Operator,
+    numbers: std::ops::Range<usize>,
+) -> Result<(), Failure> {
+    let (begun, before, count) = (Instant::now(), operator.used()?, numbers.len());
+    let wanted = numbers.end;
+    let names: Vec<String> = numbers.map(app).collect();
+    stream::iter(&names).for_each_concurrent(AT_ONCE, |name| scene.create(name, json!({}))).await;
+    until(
+        scene,
+        |app| app.status.as_ref().is_some_and(|status| support::holds(status, "Migratable")),
+        wanted,
+    )
+    .await?;
+    if count > 0 {
+        let requests = (operator.used()?.requests - before.requests) / count as f64;
+        eprintln!(
+            "bench: {count} more applications run after {:.0} s, {requests:.1} requests each",
+            begun.elapsed().as_secs_f64()
+        );
+    }
+    Ok(())
+}
+
+/// Waits until so many applications are as wanted.
+async fn until(scene: &Scene, wanted: impl Fn(&MigratableApp) -> bool, count: usize) -> Result<(), Failure> {
+    let begun = Instant::now();
+    loop {
+        let list = scene.apps().list(&ListParams::default()).await?;
+        let found = list.iter().filter(|app| wanted(app)).count();
+        if found >= count {
+            return Ok(());
+        }
+        if begun.elapsed() > LIMIT {
+            return Err(format!("{found} of {count} applications are as wanted after {LIMIT:?}").into());
+        }
+        // A listing of thousands costs the API server as much as many small requests.
+        sleep(Duration::from_millis(100 + list.items.len() as u64)).await;
+    }
+}
+
+/// Milliseconds from a trigger until its migration is written down; then waits until it has moved.
+async fn latency(scene: &Scene, name: &str) -> Result<f64, Failure> {
+    let written = scene.when_written(name, MigrationStage::ChoosingTarget, Instant::now);
+    // The watch has begun by then.
+    sleep(Duration::from_millis(500)).await;
+    let history = scene.status(name).await.migration_history.len();
+    let begun = Instant::now();
+    scene.trigger(name).await;
+    let written = written.await?;
+    let after = scene.until_over(name, history + 1).await;
+    if after.phase != Some(Phase::Running) {
+        return Err(format!("{name} has not moved: {}", support::pretty(&after)).into());
+    }
+    Ok(written.duration_since(begun).as_secs_f64() * 1e3)
+}
+
+/// Writes down where agents are, for a process that asks them.
+fn keep_book(scene: &Scene, path: PathBuf) {
+    let agents = scene.agents.clone();
+    tokio::spawn(async move {
+        let mut written = 0;
+        loop {
+            let entries = agents.entries();
+            if entries.len() != written {
+                let text: String = entries.iter().map(|(pod, at)| format!("{pod} {at}\n")).collect();
+                let new = path.with_extension("new");
+                // Read again when something is missing, so a failure is only a delay.
+                if fs::write(&new, text).and_then(|()| fs::rename(&new, &path)).is_ok() {
+                    written = entries.len();
+                }
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    });
+}
+
+/// In the form of the other benchmarks.
+fn figure(name: String, value: f64, unit: &str, aim: Option<f64>) -> Value {
+    json!({"name": name, "value": value, "unit": unit, "aim": aim, "better": "lower"})
+}
+
+fn line(figure: &Value) -> String {
+    let value = figure["value"].as_f64().unwrap_or_default();
+    let aim = figure["aim"].as_f64().map_or(String::new(), |aim| {
+        format!("  aim <= {aim:.0}: {}", if value <= aim { "reached" } else { "missed" })
+    });
+    let text = |field: &str| figure[field].as_str().unwrap_or_default().to_owned();
+    format!("{:<60} {value:>9.1} {}{aim}", text("name"), text("unit"))
+}
