@@ -38,6 +38,7 @@ const IN_A_ROW: usize = 12;
 /// When the API server or an agent does not answer. It goes on where it was.
 pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp, Option<Duration>), Error> {
     let mut app = merge_trigger(ctx, app).await?;
+    told_restored(ctx, &app).await?;
     for _ in 0..IN_A_ROW {
         let Some(written) = migration_of(&app) else { return Ok((app, None)) };
         let limits = &ctx.settings.limits;
@@ -52,7 +53,7 @@ pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp
         let mut seen = observe::see(ctx, &app, written, Look::Fresh).await?;
         let mut decision = decide(written, &seen, limits, now());
         if let Decision::Do(effect) = decision {
-            match act::act(ctx, &app, written, effect).await? {
+            match Box::pin(act::act(ctx, &app, written, effect)).await? {
                 Outcome::Done => return Ok((app, Some(limits.look / 10))),
                 Outcome::Refused(_) if effect == Effect::CreateTarget => {
                     seen.target = PodSeen::Ended;
@@ -72,6 +73,16 @@ pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp
         }
     }
     Ok((app, Some(Duration::ZERO)))
+}
+
+/// Where the application runs again, its pod counts again.
+async fn told_restored(ctx: &Context, app: &MigratableApp) -> Result<(), Error> {
+    let runs = migration_of(app).filter(|written| written.resumed_at.is_some());
+    let Some(target) = runs.and_then(|written| written.target.as_ref()) else { return Ok(()) };
+    match observe::find(ctx, app, target, Look::Cached).await?.pod {
+        Some(pod) => act::tell_restored(ctx, app, &pod).await,
+        None => Ok(()),
+    }
 }
 
 fn migration_of(app: &MigratableApp) -> Option<&Migration> {
@@ -192,7 +203,7 @@ pub async fn persist(
 /// A trigger on the pod that is being left says nothing new, except that there is less time than was known.
 async fn merge_trigger(ctx: &Context, app: MigratableApp) -> Result<MigratableApp, Error> {
     let Some(written) = migration_of(&app).filter(|written| !written.stage.is_over()) else { return Ok(app) };
-    let found = observe::find(ctx, &app, &written.source.pod, Look::Cached).await?;
+    let found = observe::find(ctx, &app, &written.source, Look::Cached).await?;
     let Some(pod) = found.pod else { return Ok(app) };
     let Some(asked) = trigger::of(pod.annotations()) else { return Ok(app) };
     let sooner =

@@ -54,6 +54,9 @@ pub(super) fn choose(case: &Case<'_>) -> Decision {
         return Decision::Wait(rest);
     }
     let exhausted = case.failures() >= case.limits.budget;
+    if case.written.target_takes_name() {
+        return take_name(case, exhausted);
+    }
     let node = case.node().filter(|_| !exhausted);
     if let Some(node) = node {
         return case.record(|next| {
@@ -77,6 +80,19 @@ pub(super) fn choose(case: &Case<'_>) -> Decision {
     case.wait()
 }
 
+/// The target gets the source's name, as soon as the source is gone. Nothing runs there: it was dumped, or lost.
+fn take_name(case: &Case<'_>, exhausted: bool) -> Decision {
+    match case.seen.source {
+        _ if exhausted => older(case, "the checkpoint could not be restored"),
+        PodSeen::Gone | PodSeen::Ended => case.record(|next| {
+            next.stage = MigrationStage::Preparing;
+            next.target = Some(case.place(""));
+        }),
+        PodSeen::Leaving => case.wait(),
+        PodSeen::Starting | PodSeen::Ready | PodSeen::Silent => Decision::Do(Effect::DeleteSource),
+    }
+}
+
 /// The target's pod becomes ready.
 pub(super) fn prepare(case: &Case<'_>) -> Decision {
     if case.timed_out() {
@@ -90,6 +106,9 @@ pub(super) fn prepare(case: &Case<'_>) -> Decision {
             Some(rest) => Decision::Wait(rest),
             None => case.record(begin_restore),
         },
+        PodSeen::Gone if case.never_made() => {
+            failed(case, FailureKind::Passing, "the target's pod was not made in time")
+        }
         PodSeen::Gone => Decision::Do(Effect::CreateTarget),
         PodSeen::Ended | PodSeen::Leaving => {
             failed(case, FailureKind::Passing, "the target's pod ended before it was ready")
@@ -301,6 +320,10 @@ pub(super) fn remove_source(case: &Case<'_>) -> Decision {
 /// The source of a migration that has succeeded goes when nobody needs it.
 pub(super) fn leave_source(case: &Case<'_>) -> Decision {
     let gone = matches!(case.seen.source, PodSeen::Gone | PodSeen::Leaving);
+    // It did not move: it is its ReplicaSet's again, which ends the pod that was to replace it.
+    if case.seen.source_released && !gone && case.written.may_run_in() == Some(&case.written.source) {
+        return Decision::Do(Effect::PutBack);
+    }
     if case.written.stage != MigrationStage::Succeeded || gone || case.seen.preserve_source {
         return Decision::Over;
     }

@@ -6,9 +6,9 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp}
 
 use super::{
     after, before,
-    seen::{OperationSeen, Seen},
+    seen::{OperationSeen, PodSeen, Seen},
 };
-use crate::api::migration::{Migration, MigrationStage, Place};
+use crate::api::migration::{Migration, MigrationStage, Place, TargetMadeBy};
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,7 +26,7 @@ pub enum Decision {
 /// Something that changes the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
-    /// Create the target's pod.
+    /// Create the target's pod, or make way for whoever makes it.
     CreateTarget,
     /// Delete the target's pod, in which nothing of the application may run.
     DeleteTarget,
@@ -38,6 +38,8 @@ pub enum Effect {
     Cancel,
     /// Delete the source's pod.
     DeleteSource,
+    /// Give the source's pod back to the ReplicaSet it was released from.
+    PutBack,
 }
 
 /// How long things may take.
@@ -83,6 +85,15 @@ pub fn decide(written: &Migration, seen: &Seen, limits: &Limits, now: Timestamp)
     let case = Case { written, seen, limits, now };
     if seen.cancel && written.cancel_requested.is_none() && !written.stage.is_over() {
         return case.record(|next| next.cancel_requested = Some(true));
+    }
+    // Somebody else has chosen it.
+    if let (Some(Place { node, .. }), Some(found)) = (&written.target, &seen.target_node)
+        && node.is_empty()
+        && !written.stage.is_over()
+    {
+        return case.record(|next| {
+            next.target.as_mut().into_iter().for_each(|target| target.node.clone_from(found))
+        });
     }
     match (written.stage, written.source_has_stopped()) {
         (MigrationStage::ChoosingTarget, false) => before::choose(&case),
@@ -169,11 +180,20 @@ impl Case<'_> {
         nodes.iter().find(|node| !failed.contains(node)).or_else(|| nodes.first())
     }
 
+    /// The target of this try; `node` is where it goes if that is ours to say.
     pub fn place(&self, node: &str) -> Place {
-        Place {
-            pod: pod_name(&self.written.source.pod, &self.written.id, self.written.attempt),
-            node: node.to_owned(),
+        let Migration { id, attempt, source, .. } = self.written;
+        match self.written.target_made_by {
+            None => Place { pod: pod_name(&source.pod, id, *attempt), node: node.to_owned(), mark: None },
+            Some(maker) => owner_made(maker, &source.pod, id, *attempt),
         }
+    }
+
+    /// Whoever makes the target's pod has not done so in time.
+    pub fn never_made(&self) -> bool {
+        self.seen.target == PodSeen::Gone
+            && self.written.target_made_by.is_some()
+            && self.lasted() > self.limits.prepare
     }
 }
 
@@ -223,6 +243,16 @@ pub(crate) fn spread(name: &str, limit: u64) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&hash.as_bytes()[..8]);
     u64::from_le_bytes(first) % limit.max(1)
+}
+
+/// A target that is not ours to make, for the try with this number. The webhook gives this name or mark to the pod that is to be
+/// the target; it knows them before they are written down.
+pub fn owner_made(maker: TargetMadeBy, source: &str, migration: &str, attempt: u32) -> Place {
+    let (pod, mark) = match maker {
+        TargetMadeBy::ReplicaSet => (pod_name(source, migration, attempt), None),
+        TargetMadeBy::StatefulSet => (source.to_owned(), Some(format!("{migration}-{attempt}"))),
+    };
+    Place { pod, node: String::new(), mark }
 }
 
 /// The name of an operation: the same for the same try of the same step.

@@ -11,6 +11,10 @@ pub struct Seen {
     pub target: PodSeen,
     /// Whether the target's node is about to vanish, or must not be used any more.
     pub target_doomed: bool,
+    /// The node that the target's pod is on.
+    pub target_node: Option<String>,
+    /// Whether the source's pod was released from its ReplicaSet.
+    pub source_released: bool,
     /// Nodes that can take it, best first; never the source's, never one about to vanish.
     pub nodes: Vec<String>,
     /// The operation that is written down.
@@ -35,6 +39,8 @@ impl Default for Seen {
             source_doomed: false,
             target: PodSeen::Silent,
             target_doomed: false,
+            target_node: None,
+            source_released: false,
             nodes: Vec::new(),
             operation: OperationSeen::Unknown,
             handover: Handover::Unknown,

@@ -1,13 +1,19 @@
 //! From a pod to what is to be added to it. No input, no output, no clock.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{Container, Pod, PodTemplateSpec};
 use kube::{ResourceExt, api::ObjectMeta};
 use serde_json::{Value, json};
 
-use super::{CONTAINER_ANNOTATION, Defaults, ENABLED_ANNOTATION, INJECTED_ANNOTATION};
+use super::{CONTAINER_ANNOTATION, Defaults, ENABLED_ANNOTATION, affinity};
 use crate::{
-    api::{APP_LABEL, MigratableApp, MigratableAppSpec},
-    pods::{AgentSettings, Plan, ROLE_ANNOTATION, Role, Unsupported, build, container_of},
+    api::{APP_LABEL, Injection, MigratableApp, MigratableAppSpec},
+    injection::{NoOwner, Replacement, owner_of},
+    pods::{
+        AgentSettings, INJECTED_ANNOTATION, MIGRATION_ANNOTATION, Plan, ROLE_ANNOTATION, Role,
+        TEMPLATE_ANNOTATION, Unsupported, build, container_of,
+    },
 };
 
 /// The longest name of an application, see the definition.
@@ -18,7 +24,7 @@ const SUFFIX: usize = 10;
 /// A pod that was treated.
 #[derive(Clone, Debug)]
 pub struct Injected {
-    /// The application that it is now. There is no such object in the cluster.
+    /// The application that it is now, as it will be in the cluster.
     pub app: MigratableApp,
     /// What is to be done to the pod, as a JSON patch.
     pub patch: Vec<Value>,
@@ -33,6 +39,18 @@ pub enum NotInjected {
     /// It cannot be moved.
     #[error("this pod runs, but cannot be moved: {0}")]
     Unsupported(#[from] Unsupported),
+    /// Whoever makes it would be in the way.
+    #[error("this pod runs, but cannot be moved: {0}")]
+    Owner(#[from] NoOwner),
+}
+
+/// What a pod becomes.
+#[derive(Clone, Copy, Debug)]
+pub enum As<'a> {
+    /// An application that begins, of this name.
+    New(&'a str),
+    /// The next place of one that there is.
+    Target(&'a Replacement),
 }
 
 /// Whether a pod asks to be migratable and is not yet.
@@ -41,72 +59,114 @@ pub fn asks(pod: &Pod) -> bool {
     enabled && !pod.labels().contains_key(APP_LABEL)
 }
 
-/// What is to be added to a pod. `request` tells pods of one controller apart, whose names are not known yet.
+/// What makes a pod that asks.
+///
+/// # Errors
+/// When it is to be left alone.
+pub fn maker_of(pod: &Pod) -> Result<Injection, NotInjected> {
+    if asks(pod) { Ok(owner_of(pod)?) } else { Err(NotInjected::Nothing) }
+}
+
+/// What is to be added to a pod.
 ///
 /// # Errors
 /// When it is to be left alone.
 pub fn inject(
     pod: &Pod,
     namespace: &str,
-    request: &str,
+    becomes: As<'_>,
     defaults: &Defaults,
     agent: &AgentSettings,
     cluster: &str,
 ) -> Result<Injected, NotInjected> {
-    if !asks(pod) {
-        return Err(NotInjected::Nothing);
-    }
-    let name = app_name(pod, request);
+    let injection = maker_of(pod)?;
+    let name = match becomes {
+        As::New(name) => name,
+        As::Target(replacement) => &replacement.app,
+    };
+    let mut annotations = pod.metadata.annotations.clone().unwrap_or_default();
+    // A copy of the whole pod, which says nothing new.
+    annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    let mut template = pod.spec.clone().unwrap_or_default();
+    template.node_name = None;
     let spec = MigratableAppSpec {
         template: PodTemplateSpec {
             metadata: Some(ObjectMeta {
                 labels: pod.metadata.labels.clone(),
-                annotations: pod.metadata.annotations.clone(),
+                annotations: Some(annotations),
                 ..Default::default()
             }),
-            spec: pod.spec.clone(),
+            spec: Some(template),
         },
         container: pod.annotations().get(CONTAINER_ANNOTATION).cloned(),
         checkpoint_policy: defaults.checkpoint_policy.clone(),
         migration_policy: defaults.migration_policy.clone(),
         storage: defaults.storage.clone(),
-        deletion_policy: None,
+        deletion_policy: defaults.deletion_policy,
+        injection: Some(injection),
     };
-    let mut app = MigratableApp::new(&name, spec);
+    let mut app = MigratableApp::new(name, spec);
     app.metadata.namespace = Some(namespace.to_owned());
     let moved = container_of(&app)?.name.clone();
-    let plan = Plan { app: &app, agent, cluster, name: "", node: None, role: Role::Launch };
+    let role = match becomes {
+        As::New(_) => Role::Launch,
+        As::Target(replacement) => Role::Restore(&replacement.mark),
+    };
+    let plan = Plan { app: &app, agent, cluster, name: "", node: None, role };
     let built = build(&plan)?;
-    let patch = patch(pod, &built, &moved, &name);
+    let mut patch = patch(pod, &built, &moved);
+    if let As::Target(replacement) = becomes {
+        patch.extend(target(pod, replacement));
+    }
     Ok(Injected { app, patch })
 }
 
 /// A StatefulSet's pod keeps its name, and so its checkpoints, when it is made anew; one of a Deployment is another application
-/// each time.
-fn app_name(pod: &Pod, request: &str) -> String {
-    let fits = |name: &String| name.len() <= NAME_LIMIT && !name.contains('.');
-    if let Some(name) = pod.metadata.name.clone().filter(|name| !name.is_empty()).filter(fits) {
+/// each time. `request` tells pods of one controller apart, whose names are not known yet, and applications of pods that have the
+/// same name one after the other; `taken` are the names that the pod's own must not be.
+pub fn app_name(pod: &Pod, request: &str, taken: bool) -> String {
+    let fits = |name: &String| name.len() <= NAME_LIMIT && !name.contains('.') && !taken;
+    if let Some(name) = own_name(pod).cloned().filter(fits) {
         return name;
     }
-    let given =
-        pod.metadata.name.as_ref().filter(|name| !name.is_empty()).or(pod.metadata.generate_name.as_ref());
+    let given = own_name(pod).or(pod.metadata.generate_name.as_ref());
     let base: String =
         given.map_or("pod", String::as_str).replace('.', "-").chars().take(NAME_LIMIT - SUFFIX - 1).collect();
     let suffix: String = request.chars().filter(char::is_ascii_alphanumeric).take(SUFFIX).collect();
     format!("{}-{}", base.trim_matches('-'), suffix.to_ascii_lowercase())
 }
 
+/// The name that a pod has when it is created, if it is not made up then.
+pub fn own_name(pod: &Pod) -> Option<&String> {
+    pod.metadata.name.as_ref().filter(|name| !name.is_empty())
+}
+
+/// What a pod needs beside that to take an application over: where it is to be, and the name that no other can have.
+fn target(pod: &Pod, replacement: &Replacement) -> Vec<Value> {
+    let mut patch = Patch(Vec::new());
+    if let Some(name) = &replacement.name {
+        patch.add("/metadata/name", json!(name));
+    }
+    let before = pod.spec.as_ref().and_then(|spec| spec.affinity.as_ref());
+    if let Some(affinity) =
+        affinity::node_affinity(before.and_then(|one| one.node_affinity.clone()), replacement)
+    {
+        if before.is_none() {
+            patch.add("/spec/affinity", json!({}));
+        }
+        patch.add("/spec/affinity/nodeAffinity", json!(affinity));
+    }
+    patch.0
+}
+
 /// What leads from one to the other, by adding: what is not known here stays as it is.
-fn patch(pod: &Pod, built: &Pod, moved: &str, app: &str) -> Vec<Value> {
+fn patch(pod: &Pod, built: &Pod, moved: &str) -> Vec<Value> {
     let (before, after) = (pod.spec.clone().unwrap_or_default(), built.spec.clone().unwrap_or_default());
     let mut patch = Patch(Vec::new());
-    patch.entries("/metadata/labels", pod.metadata.labels.is_none(), &[(APP_LABEL, app)]);
+    patch.entries("/metadata/labels", pod.metadata.labels.is_none(), &[APP_LABEL], built.labels());
     // There is one at least: it is what has asked.
-    patch.entries(
-        "/metadata/annotations",
-        false,
-        &[(INJECTED_ANNOTATION, "true"), (ROLE_ANNOTATION, "launched")],
-    );
+    let annotations = [INJECTED_ANNOTATION, ROLE_ANNOTATION, TEMPLATE_ANNOTATION, MIGRATION_ANNOTATION];
+    patch.entries("/metadata/annotations", false, &annotations, built.annotations());
 
     let init_before = before.init_containers.as_ref().map_or(0, Vec::len);
     let init_after = after.init_containers.unwrap_or_default();
@@ -115,49 +175,62 @@ fn patch(pod: &Pod, built: &Pod, moved: &str, app: &str) -> Vec<Value> {
     if let Some(place) = before.containers.iter().position(|container| container.name == moved) {
         let (old, new) = (&before.containers[place], &after.containers[place]);
         let at = format!("/spec/containers/{place}");
-        patch.0.push(json!({"op": "add", "path": format!("{at}/command"), "value": new.command}));
+        patch.add(&format!("{at}/command"), json!(new.command));
         let mounts = new.volume_mounts.clone().unwrap_or_default();
         let known = old.volume_mounts.as_ref().map_or(0, Vec::len);
         patch.behind(&format!("{at}/volumeMounts"), old.volume_mounts.is_none(), &mounts[known..]);
+        if new.startup_probe != old.startup_probe {
+            patch.add(&format!("{at}/startupProbe"), json!(new.startup_probe));
+        }
+    }
+    let gates = after.readiness_gates.unwrap_or_default();
+    let known = before.readiness_gates.as_ref().map_or(0, Vec::len);
+    if gates.len() > known {
+        patch.behind("/spec/readinessGates", before.readiness_gates.is_none(), &gates[known..]);
     }
     patch.behind("/spec/containers", false, &after.containers[before.containers.len()..]);
     let volumes = after.volumes.unwrap_or_default();
     let known = before.volumes.as_ref().map_or(0, Vec::len);
     patch.behind("/spec/volumes", before.volumes.is_none(), &volumes[known..]);
-    patch.0.push(json!({"op": "add", "path": "/spec/shareProcessNamespace", "value": true}));
+    patch.add("/spec/shareProcessNamespace", json!(true));
     patch.0
 }
 
 struct Patch(Vec<Value>);
 
 impl Patch {
-    fn entries(&mut self, at: &str, absent: bool, new: &[(&str, &str)]) {
+    fn add(&mut self, path: &str, value: Value) {
+        self.0.push(json!({"op": "add", "path": path, "value": value}));
+    }
+
+    /// Those of `keys` that there are.
+    fn entries(&mut self, at: &str, absent: bool, keys: &[&str], new: &BTreeMap<String, String>) {
         if absent {
-            self.0.push(json!({"op": "add", "path": at, "value": {}}));
+            self.add(at, json!({}));
         }
-        for (key, value) in new {
+        for (key, value) in keys.iter().filter_map(|key| new.get_key_value(*key)) {
             let key = key.replace('~', "~0").replace('/', "~1");
-            self.0.push(json!({"op": "add", "path": format!("{at}/{key}"), "value": value}));
+            self.add(&format!("{at}/{key}"), json!(value));
         }
     }
 
     fn in_front<T: serde::Serialize>(&mut self, at: &str, absent: bool, items: &[T]) {
         self.list(at, absent);
         for (place, item) in items.iter().enumerate() {
-            self.0.push(json!({"op": "add", "path": format!("{at}/{place}"), "value": item}));
+            self.add(&format!("{at}/{place}"), json!(item));
         }
     }
 
     fn behind<T: serde::Serialize>(&mut self, at: &str, absent: bool, items: &[T]) {
         self.list(at, absent);
         for item in items {
-            self.0.push(json!({"op": "add", "path": format!("{at}/-"), "value": item}));
+            self.add(&format!("{at}/-"), json!(item));
         }
     }
 
     fn list(&mut self, at: &str, absent: bool) {
         if absent {
-            self.0.push(json!({"op": "add", "path": at, "value": []}));
+            self.add(at, json!([]));
         }
     }
 }
@@ -175,7 +248,8 @@ mod tests {
     }
 
     fn tried(pod: &Pod) -> Result<Injected, NotInjected> {
-        inject(pod, "shop", "0f6c2a8e-5b1d-4e7a", &defaults(), &AgentSettings::default(), "prod")
+        let name = app_name(pod, "0f6c2a8e-5b1d-4e7a", false);
+        inject(pod, "shop", As::New(&name), &defaults(), &AgentSettings::default(), "prod")
     }
 
     fn plain() -> Value {
