@@ -142,13 +142,30 @@ pub async fn delete_pod(ctx: &Context, app: &MigratableApp, place: &Place) -> Re
 /// # Errors
 /// When the API server does not answer.
 pub async fn delete_exactly(ctx: &Context, app: &MigratableApp, pod: Pod) -> Result<(), Error> {
-    ctx.must_lead()?;
     if pod.metadata.deletion_timestamp.is_some() {
         return Ok(());
     }
+    delete_with(ctx, app, pod, DeleteParams::default()).await
+}
+
+/// Removes the pod that was read, whose machine is known to be no more, so that nobody waits for its end.
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn remove_exactly(ctx: &Context, app: &MigratableApp, pod: Pod) -> Result<(), Error> {
+    delete_with(ctx, app, pod, DeleteParams::default().grace_period(0)).await
+}
+
+async fn delete_with(
+    ctx: &Context,
+    app: &MigratableApp,
+    pod: Pod,
+    params: DeleteParams,
+) -> Result<(), Error> {
+    ctx.must_lead()?;
     let name = pod.name_any();
     let preconditions = Preconditions { uid: pod.metadata.uid, resource_version: None };
-    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    let params = DeleteParams { preconditions: Some(preconditions), ..params };
     match ctx.pods_of(app).delete(&name, &params).await {
         Ok(_) => Ok(()),
         // It is gone, or another one has its name.

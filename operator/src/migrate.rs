@@ -55,8 +55,9 @@ pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp
         if let Decision::Do(effect) = decision {
             match Box::pin(act::act(ctx, &app, written, effect)).await? {
                 Outcome::Done => return Ok((app, Some(limits.look / 10))),
-                Outcome::Refused(_) if effect == Effect::CreateTarget => {
+                Outcome::Refused(failure) if effect == Effect::CreateTarget => {
                     seen.target = PodSeen::Ended;
+                    seen.refused = Some(failure.message);
                     decision = decide(written, &seen, limits, now());
                 }
                 Outcome::Refused(failure) => {
@@ -130,7 +131,9 @@ pub async fn record(ctx: &Context, app: &MigratableApp, next: &Migration) -> Res
 }
 
 async fn tell(ctx: &Context, app: &MigratableApp, next: &Migration, failed: bool) {
-    let target = next.target.as_ref().map_or("?", |target| &target.node);
+    // A node that the scheduler has yet to choose has no name.
+    let target = next.target.as_ref().map(|target| target.node.as_str()).filter(|node| !node.is_empty());
+    let target = target.unwrap_or("another node");
     let source = &next.source.node;
     let message = next.message.clone().unwrap_or_default();
     let (type_, reason, note) = match next.stage {

@@ -191,8 +191,7 @@ pub async fn see(ctx: &Context, app: &MigratableApp, written: &Migration, look: 
     if let Some(handover) = &written.handover_id {
         ask_handover(ctx, app, &name, handover, written, &source, &mut seen).await;
     }
-    let damaged =
-        matches!(&seen.operation, OperationSeen::Failed(failure) if failure.kind == FailureKind::Damaged);
+    let damaged = matches!(&seen.operation, OperationSeen::Failed(failure) if failure.kind == FailureKind::Damaged || written.target_takes_name());
     if damaged || returns {
         let mut from = vec![target, source];
         if written.target_takes_name() {

@@ -16,7 +16,7 @@ use crate::{
     },
     context::Context,
     error::Error,
-    migration::owner_made,
+    migration::{next_targets, owner_made},
     observe::{self, current_place},
     placement,
     status::next_id,
@@ -139,15 +139,9 @@ async fn next_target(
     written: &Migration,
     maker: TargetMadeBy,
 ) -> Result<Option<Place>, Error> {
-    let of_try = |attempt: u32| owner_made(maker, &written.source.pod, &written.id, attempt);
-    let following = of_try(written.attempt + 1);
+    let next = next_targets(written, maker);
     if maker == TargetMadeBy::StatefulSet {
-        // The pod before is gone, or this one could not be created.
-        return Ok(Some(match (written.stage, &written.target) {
-            (MigrationStage::ChoosingTarget, _) if written.source_has_stopped() => of_try(written.attempt),
-            (MigrationStage::Preparing, Some(target)) => target.clone(),
-            _ => following,
-        }));
+        return Ok(next.into_iter().next());
     }
     if written.stage == MigrationStage::ChoosingTarget && !written.source_has_stopped() {
         // Nothing has been released yet: a pod that is made now is one more.
@@ -156,13 +150,7 @@ async fn next_target(
             return Ok(None);
         }
     }
-    let now = match &written.target {
-        Some(target) if *target != written.source => target.clone(),
-        // It comes back to where it was, and needs no other.
-        Some(_) => return Ok(None),
-        None => of_try(written.attempt),
-    };
-    for place in [now, following] {
+    for place in next {
         match pod_at(ctx, app, &place.pod).await? {
             None => return Ok(Some(place)),
             Some(pod) if is_live(&pod) => return Ok(None),

@@ -15,14 +15,14 @@ use super::{
     waits,
 };
 use crate::{
-    act::{Outcome, delete_exactly},
+    act::{Outcome, delete_exactly, remove_exactly},
     api::{
         APP_LABEL, MigratableApp,
         migration::{Migration, Place, TargetMadeBy},
     },
     context::Context,
     error::{Error, is},
-    migration::{Failure, FailureKind},
+    migration::{Failure, FailureKind, PodSeen},
     observe::{self, Look},
     pods::MIGRATION_ANNOTATION,
     secrets::{self, Missing},
@@ -113,6 +113,12 @@ async fn instead(
             _ => Ok(Outcome::Done),
         };
     };
+    let source = observe::find(ctx, app, &written.source, Look::Fresh).await?;
+    if let (Some(lost), PodSeen::Gone) = (source.pod, source.seen) {
+        // Its machine is gone, and nobody else can have its name while it is there.
+        remove_exactly(ctx, app, lost).await?;
+        return Ok(Outcome::Done);
+    }
     if pod.metadata.deletion_timestamp.is_some()
         || (observe::is_of(app, &pod) && observe::is_at(target, &pod))
     {

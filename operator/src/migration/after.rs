@@ -48,7 +48,7 @@ pub(super) fn go_on(case: &Case<'_>, next: &mut Migration) {
 /// A node is chosen for what is in the store, or stopped at the source.
 pub(super) fn choose(case: &Case<'_>) -> Decision {
     if case.timed_out() {
-        return give_up(case, "no node was found in time");
+        return give_up(case, case.last_message("no node was found in time"));
     }
     if let Some(rest) = case.rests() {
         return Decision::Wait(rest);
@@ -83,7 +83,8 @@ pub(super) fn choose(case: &Case<'_>) -> Decision {
 /// The target gets the source's name, as soon as the source is gone. Nothing runs there: it was dumped, or lost.
 fn take_name(case: &Case<'_>, exhausted: bool) -> Decision {
     match case.seen.source {
-        _ if exhausted => older(case, "the checkpoint could not be restored"),
+        // No pod has come into which it could be restored: another checkpoint would not be better.
+        _ if exhausted => give_up(case, case.last_message("no pod could be made for it")),
         PodSeen::Gone | PodSeen::Ended => case.record(|next| {
             next.stage = MigrationStage::Preparing;
             next.target = Some(case.place(""));
@@ -110,9 +111,7 @@ pub(super) fn prepare(case: &Case<'_>) -> Decision {
             failed(case, FailureKind::Passing, "the target's pod was not made in time")
         }
         PodSeen::Gone => Decision::Do(Effect::CreateTarget),
-        PodSeen::Ended | PodSeen::Leaving => {
-            failed(case, FailureKind::Passing, "the target's pod ended before it was ready")
-        }
+        PodSeen::Ended | PodSeen::Leaving => failed(case, FailureKind::Passing, case.why_not_ready()),
         PodSeen::Starting | PodSeen::Silent if case.lasted() > case.limits.prepare => {
             failed(case, FailureKind::Passing, "the target's pod did not become ready in time")
         }
@@ -177,6 +176,14 @@ fn failed(case: &Case<'_>, kind: FailureKind, message: &str) -> Decision {
         | FailureKind::Refused
         | FailureKind::Strategy => give_up(case, message),
         FailureKind::Damaged => older(case, message),
+        // There is no other pod to try, and the pod was not at fault.
+        FailureKind::Passing | FailureKind::NoProcesses
+            if case.written.target_takes_name()
+                && matches!(case.seen.operation, OperationSeen::Failed(_))
+                && case.failures() + 1 >= case.limits.budget =>
+        {
+            older(case, message)
+        }
         // Another machine would not help; what has been prepared stays.
         FailureKind::Store => case.record(|next| {
             next.stage = MigrationStage::Preparing;

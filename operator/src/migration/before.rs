@@ -49,7 +49,7 @@ pub(super) fn prepare(case: &Case<'_>) -> Decision {
         }
         PodSeen::Gone => return Decision::Do(Effect::CreateTarget),
         PodSeen::Ended | PodSeen::Leaving => {
-            return fail_target(case, "the target's pod ended before it was ready");
+            return fail_target(case, case.why_not_ready());
         }
         _ => {}
     }

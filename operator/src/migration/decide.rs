@@ -6,9 +6,10 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp}
 
 use super::{
     after, before,
+    owned::owner_made,
     seen::{OperationSeen, PodSeen, Seen},
 };
-use crate::api::migration::{Migration, MigrationStage, Place, TargetMadeBy};
+use crate::api::migration::{Migration, MigrationStage, Place};
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
@@ -189,6 +190,16 @@ impl Case<'_> {
         }
     }
 
+    /// What went wrong last, if anything has.
+    pub fn last_message<'b>(&'b self, otherwise: &'b str) -> &'b str {
+        self.written.message.as_deref().unwrap_or(otherwise)
+    }
+
+    /// Why a target's pod that has ended was of no use.
+    pub fn why_not_ready(&self) -> &str {
+        self.seen.refused.as_deref().unwrap_or("the target's pod ended before it was ready")
+    }
+
     /// Whoever makes the target's pod has not done so in time.
     pub fn never_made(&self) -> bool {
         self.seen.target == PodSeen::Gone
@@ -243,16 +254,6 @@ pub(crate) fn spread(name: &str, limit: u64) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&hash.as_bytes()[..8]);
     u64::from_le_bytes(first) % limit.max(1)
-}
-
-/// A target that is not ours to make, for the try with this number. The webhook gives this name or mark to the pod that is to be
-/// the target; it knows them before they are written down.
-pub fn owner_made(maker: TargetMadeBy, source: &str, migration: &str, attempt: u32) -> Place {
-    let (pod, mark) = match maker {
-        TargetMadeBy::ReplicaSet => (pod_name(source, migration, attempt), None),
-        TargetMadeBy::StatefulSet => (source.to_owned(), Some(format!("{migration}-{attempt}"))),
-    };
-    Place { pod, node: String::new(), mark }
 }
 
 /// The name of an operation: the same for the same try of the same step.

@@ -38,10 +38,12 @@
 mod after;
 mod before;
 mod decide;
+mod owned;
 mod seen;
 
 pub(crate) use self::decide::{since, spread};
 pub use self::{
-    decide::{Decision, Effect, Limits, decide, operation_id, owner_made, pod_name},
+    decide::{Decision, Effect, Limits, decide, operation_id, pod_name},
+    owned::{next_targets, owner_made},
     seen::{Done, Failure, FailureKind, Handover, OperationSeen, PodSeen, Residency, Seen},
 };

@@ -38,7 +38,8 @@ struct Request {
 pub async fn answer(context: &Context, body: &[u8]) -> Option<Value> {
     let Request { uid, namespace, dry_run, object } = serde_json::from_slice::<Review>(body).ok()?.request;
     let mut response = json!({"uid": uid, "allowed": true});
-    match treat(context, &namespace, &uid, dry_run.unwrap_or(false), object).await {
+    // What it reads is kept off the stack.
+    match Box::pin(treat(context, &namespace, &uid, dry_run.unwrap_or(false), object)).await {
         Ok(patch) if patch.is_empty() => {}
         Ok(patch) => {
             response["patchType"] = json!("JSONPatch");
