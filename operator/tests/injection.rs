@@ -3,6 +3,7 @@
 
 mod support;
 
+use k8s_openapi::api::core::v1::Secret;
 use kube::{ResourceExt, api::DeleteParams};
 use migration_operator::api::{Phase, migration::MigrationStage as Stage};
 use migration_proto::agent::{OperationKind, Reason};
@@ -56,6 +57,19 @@ async fn a_pod_of_a_deployment_moves_and_its_deployment_and_service_keep_what_th
     place.until_satisfied("web", 2).await;
     assert_eq!(place.world(&apps[0]).launches, 1);
     place.assert_nothing_ran_twice();
+
+    // What the pods mount is their application's, and stays when they go.
+    let secrets: kube::Api<Secret> =
+        kube::Api::namespaced(place.scene.client.clone(), &place.scene.namespace);
+    for app in &apps {
+        let secret = secrets.get(&format!("{app}-migration-tls")).await.unwrap();
+        let owners: Vec<_> = secret
+            .owner_references()
+            .iter()
+            .map(|owner| (owner.kind.as_str(), owner.name.as_str()))
+            .collect();
+        assert_eq!(owners, [("MigratableApp", app.as_str())]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

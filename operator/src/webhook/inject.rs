@@ -320,6 +320,68 @@ mod tests {
     }
 
     #[test]
+    fn pods_whose_maker_could_not_replace_them_by_a_copy_are_left_alone() {
+        let owned = |kind: &str, api: &str| {
+            let owner = json!({"apiVersion": api, "kind": kind, "name": "o", "uid": "u", "controller": true});
+            json!({"name": "a", "annotations": {"migration.io/enabled": "true"}, "ownerReferences": [owner]})
+        };
+        for (kind, api) in [
+            ("DaemonSet", "apps/v1"),
+            ("Job", "batch/v1"),
+            ("StatefulSet", "apps.example/v1"),
+            ("ReplicaSet", "apps/v1"),
+        ] {
+            let error = tried(&pod(owned(kind, api), plain())).unwrap_err();
+            assert!(matches!(error, NotInjected::Owner(_)), "{kind}: {error}");
+            assert!(error.to_string().contains("Deployment"), "{error}");
+        }
+        let mut deployments = owned("ReplicaSet", "apps/v1");
+        deployments["labels"] = json!({"pod-template-hash": "5d4f7c"});
+        for metadata in [deployments, owned("StatefulSet", "apps/v1")] {
+            assert!(tried(&pod(metadata, plain())).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_pod_that_takes_an_application_over_waits_for_it_under_a_name_that_no_other_can_have() {
+        let metadata = json!({
+            "generateName": "web-5d4f7c-", "annotations": {"migration.io/enabled": "true"},
+            "labels": {"pod-template-hash": "5d4f7c"},
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-5d4f7c", "uid": "u", "controller": true}],
+        });
+        let before = pod(metadata, plain());
+        let replacement = Replacement {
+            app: "web-5d4f7c-0f6c2a8e5b".to_owned(),
+            mark: "0123456789abcdef".to_owned(),
+            name: Some("web-5d4f7c-xyz-m01234567-1".to_owned()),
+            excluded: vec!["source".to_owned()],
+            preferred: vec!["best".to_owned()],
+            selector: BTreeMap::new(),
+        };
+        let becomes = As::Target(&replacement);
+        let injected =
+            inject(&before, "shop", becomes, &defaults(), &AgentSettings::default(), "prod").unwrap();
+        let added = |path: &str| {
+            let found = injected.patch.iter().find(|operation| operation["path"] == path);
+            found.map_or(Value::Null, |operation| operation["value"].clone())
+        };
+        assert_eq!(added("/metadata/name"), "web-5d4f7c-xyz-m01234567-1");
+        assert_eq!(added("/metadata/labels/migration.io~1app"), "web-5d4f7c-0f6c2a8e5b");
+        assert_eq!(added("/metadata/annotations/migration.io~1role"), "restored");
+        assert_eq!(added("/metadata/annotations/migration.io~1migration"), "0123456789abcdef");
+        assert_eq!(added("/spec/readinessGates/-"), json!({"conditionType": "migration.io/restored"}));
+        let command = added("/spec/containers/0/command");
+        let words: Vec<&str> = command.as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        assert!(words.contains(&"--restore") && words.ends_with(&["--", "web"]), "{words:?}");
+        let affinity = added("/spec/affinity/nodeAffinity").to_string();
+        assert!(affinity.contains("source") && affinity.contains("best"), "{affinity}");
+        // What it was before it was treated is what the next one is made of.
+        let template = added("/metadata/annotations/migration.io~1template");
+        let template: PodTemplateSpec = serde_json::from_str(template.as_str().unwrap()).unwrap();
+        assert_eq!(template.spec, before.spec);
+    }
+
+    #[test]
     fn defaults_with_an_unknown_word_are_refused() {
         let wrong = json!({"storage": {"type": "s3", "bucket": "checkpoints"}, "checkpontPolicy": {}});
         assert!(serde_json::from_value::<Defaults>(wrong).is_err());

@@ -13,7 +13,7 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Endpoints, Namespace, Pod, Service},
 };
 use kube::{
-    Api, ResourceExt,
+    Api, Client, ResourceExt,
     api::{ListParams, Patch, PatchParams, PostParams},
 };
 use migration_operator::{
@@ -89,6 +89,11 @@ impl Deployed {
 
     /// Starts an operator, and has the API server ask it.
     pub async fn operator(&self) -> Hooked {
+        self.operator_as(self.scene.counted()).await
+    }
+
+    /// Starts one that is somebody.
+    pub async fn operator_as(&self, client: Client) -> Hooked {
         let scene = &self.scene;
         let serving = Serving::default();
         let own = Identity::Server { names: vec!["127.0.0.1".to_owned()] };
@@ -104,14 +109,8 @@ impl Deployed {
             *context.authorities.lock().expect("not poisoned") = Some(authorities);
             let _ = serving.context.set(context);
         };
-        let running = controller::run(
-            scene.counted(),
-            agents,
-            scene.settings(),
-            Arc::clone(&leading),
-            ready,
-            pending(),
-        );
+        let running =
+            controller::run(client, agents, scene.settings(), Arc::clone(&leading), ready, pending());
         let hooked = Hooked { operator: Operator { task: tokio::spawn(running), leading }, server };
         self.announce(&format!("https://{address}{}", webhook::PATH)).await;
         hooked
