@@ -17,7 +17,7 @@ use kube::{
 };
 
 use crate::{
-    act::{NotMade, create_pod, delete_exactly, delete_pod},
+    act::{delete_exactly, delete_pod},
     api::{
         APP_LABEL, MigratableApp, MigratableAppStatus, MigrationPolicy, Phase, PodOwner,
         migration::{Migration, Place, TargetLost, TriggeredBy},
@@ -27,9 +27,10 @@ use crate::{
     error::Error,
     injection, migratable,
     migrate::{answer_trigger, fresh, migrate, persist, record, remove_annotation},
-    migration::{PodSeen, since, spread},
+    migration::{PodSeen, since},
     observe::{self, Found, Look, current_place, now, place_of},
-    pods::{ROLE_ANNOTATION, Role},
+    pods::ROLE_ANNOTATION,
+    start::{created, next_round, start},
     status::{beginning, condition, failures_in_a_row, next_id, set},
     trigger::{self, CANCEL_ANNOTATION, PRESERVE_ANNOTATION, RETRY_ANNOTATION, Trigger},
 };
@@ -101,56 +102,6 @@ async fn left(ctx: &Context, app: MigratableApp, place: &Place) -> Result<Durati
     }
 }
 
-/// Writes down the pod that the application is started in, then creates it.
-pub(crate) async fn start(ctx: &Context, app: MigratableApp, round: u32) -> Result<Duration, Error> {
-    let uid = app.metadata.uid.clone().unwrap_or_default();
-    let name = pod_name(&app, round);
-    let mut status = app.status.clone().unwrap_or_default();
-    status.observed_generation = app.metadata.generation;
-    status.current_pod_name = Some(name.clone());
-    status.current_pod_mark = None;
-    status.current_node = None;
-    status.phase = Some(Phase::Pending);
-    set(&mut status, condition::READY, Some(false), "Starting", "its pod does not run yet", now());
-    set(&mut status, condition::MIGRATING, Some(false), "Idle", "", now());
-    let app = if app.status.as_ref() == Some(&status) { app } else { persist(ctx, &app, status).await? };
-    ctx.memory.update(&uid, |remembered| *remembered = crate::context::Remembered::default());
-    created(ctx, app, &name).await
-}
-
-/// Creates the pod that is written down.
-async fn created(ctx: &Context, app: MigratableApp, name: &str) -> Result<Duration, Error> {
-    match create_pod(ctx, &app, name, None, Role::Launch).await {
-        Ok(()) => {
-            ctx.event(&app, EventType::Normal, "Started", &format!("started in pod {name}")).await;
-            Ok(ctx.settings.limits.look)
-        }
-        Err(NotMade::Error(error)) => Err(error),
-        Err(NotMade::Because(reason, message)) => {
-            let mut status = app.status.clone().unwrap_or_default();
-            status.phase = Some(Phase::Pending);
-            status.observed_generation = app.metadata.generation;
-            set(&mut status, condition::READY, Some(false), reason, &message, now());
-            set(&mut status, condition::MIGRATABLE, Some(false), reason, &message, now());
-            if app.status.as_ref() != Some(&status) {
-                ctx.event(&app, EventType::Warning, reason, &message).await;
-                persist(ctx, &app, status).await?;
-            }
-            // Somebody has to do something first.
-            Ok(Duration::from_secs(10))
-        }
-    }
-}
-
-/// The name of a pod that an application is started in.
-fn pod_name(app: &MigratableApp, round: u32) -> String {
-    const LONGEST: usize = 52;
-    let uid = app.metadata.uid.as_deref().unwrap_or_default();
-    let hash = spread(&format!("{uid}-{round}"), 1 << 32);
-    let app = app.name_any();
-    format!("{}-{hash:08x}", app[..app.floor_char_boundary(LONGEST)].trim_end_matches(['-', '.']))
-}
-
 /// The pod that is written down is gone, or nothing of it runs.
 async fn gone(ctx: &Context, app: MigratableApp, place: &Place) -> Result<Duration, Error> {
     let name = place.pod.as_str();
@@ -192,10 +143,6 @@ async fn gone(ctx: &Context, app: MigratableApp, place: &Place) -> Result<Durati
             start(ctx, app.clone(), next_round(&app, name)).await
         }
     }
-}
-
-pub(crate) fn next_round(app: &MigratableApp, name: &str) -> u32 {
-    (0..u32::MAX).find(|round| pod_name(app, *round) == name).map_or(1, |round| round + 1) % 1024
 }
 
 fn completed(pod: &Pod) -> bool {

@@ -35,6 +35,7 @@ pub mod pods;
 pub mod schedule;
 mod secrets;
 pub mod server;
+mod start;
 mod status;
 pub mod trigger;
 pub mod webhook;

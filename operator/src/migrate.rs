@@ -22,6 +22,7 @@ use crate::{
     },
     context::{Context, FIELD_MANAGER},
     error::{Error, is},
+    injection,
     migration::{Decision, Effect, OperationSeen, PodSeen, decide, since},
     observe::{self, Look, now},
     status::with_migration,
@@ -38,7 +39,7 @@ const IN_A_ROW: usize = 12;
 /// When the API server or an agent does not answer. It goes on where it was.
 pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp, Option<Duration>), Error> {
     let mut app = merge_trigger(ctx, app).await?;
-    told_restored(ctx, &app).await?;
+    tell_where_it_runs(ctx, &app).await?;
     for _ in 0..IN_A_ROW {
         let Some(written) = migration_of(&app) else { return Ok((app, None)) };
         let limits = &ctx.settings.limits;
@@ -76,9 +77,12 @@ pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp
     Ok((app, Some(Duration::ZERO)))
 }
 
-/// Where the application runs again, its pod counts again.
-async fn told_restored(ctx: &Context, app: &MigratableApp) -> Result<(), Error> {
+/// Where the application runs, its pod counts, and no other.
+async fn tell_where_it_runs(ctx: &Context, app: &MigratableApp) -> Result<(), Error> {
     let runs = migration_of(app).filter(|written| written.resumed_at.is_some());
+    if let Some(written) = migration_of(app).filter(|_| app.spec.injection.is_some()) {
+        Box::pin(injection::hide_source(ctx, app, written)).await?;
+    }
     let Some(target) = runs.and_then(|written| written.target.as_ref()) else { return Ok(()) };
     match observe::find(ctx, app, target, Look::Cached).await?.pod {
         Some(pod) => act::tell_restored(ctx, app, &pod).await,

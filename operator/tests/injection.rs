@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::Secret;
 use kube::{ResourceExt, api::DeleteParams};
 use migration_operator::api::{Phase, migration::MigrationStage as Stage};
@@ -49,8 +51,15 @@ async fn a_pod_of_a_deployment_moves_and_its_deployment_and_service_keep_what_th
     assert_eq!(place.apps_of("web").await.len(), 2);
     place.assert_nothing_ran_twice();
 
-    // And on from there.
+    // And on from there. While pages still come from the source, nobody asks it for anything.
+    place.scene.world.lock().resident_after = Duration::from_secs(600);
     place.scene.trigger(&apps[0]).await;
+    place.scene.until_stage(&apps[0], Stage::Filling).await;
+    let all = place.until_pods("web", 2).await;
+    assert!(all.iter().all(|pod| pod.metadata.uid != target.metadata.uid));
+    place.until_served_by("web", &all).await;
+    assert!(place.scene.pods().get_opt(&target.name_any()).await.unwrap().is_some());
+    place.scene.world.lock().resident_after = Duration::ZERO;
     let after = place.scene.until_over(&apps[0], 2).await;
     assert_eq!(after.migration.as_ref().unwrap().stage, Stage::Succeeded, "{}", pretty(&after));
     place.until_pods("web", 2).await;

@@ -530,7 +530,7 @@ impl World {
             }
             Effect::Cancel => {
                 let place = if written.source_has_stopped() { target } else { Some(&written.source) };
-                let Some(pod) = place.and_then(|place| self.pods.get_mut(&key(place))) else { return None };
+                let pod = place.and_then(|place| self.pods.get_mut(&key(place)))?;
                 let operation = written.operation.as_ref().and_then(|id| pod.operations.get_mut(id));
                 if let Some(operation) = operation.filter(|operation| operation.ended.is_none()) {
                     let kind = FailureKind::Passing;

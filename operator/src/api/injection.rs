@@ -9,12 +9,12 @@ use super::migration::TargetMadeBy;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Injection {
-    /// What makes them.
+    /// The kind of what makes them; `Pod` if nothing does.
     pub owner: PodOwner,
-    /// Its name.
+    /// The name of what makes them, or of the pod.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
-    /// Its uid.
+    /// The uid of what makes them, or of the pod.
     #[schemars(length(min = 1, max = 63))]
     pub uid: String,
 }

@@ -29,6 +29,7 @@ use crate::{
     migration::PodSeen,
     observe::{self, Found, current_place, now, place_of},
     secrets::{self, Missing},
+    start::{next_round, start},
     status::{condition, set},
     trigger::{self, RETRY_ANNOTATION},
 };
@@ -58,34 +59,54 @@ pub async fn without_pod(ctx: &Context, app: MigratableApp) -> Result<Duration, 
     let retry = trigger::is_set(app.annotations(), RETRY_ANNOTATION);
     let pods = pods_of(ctx, &app).await?;
     let awaited = pods.iter().any(|pod| waits(pod) && pod.metadata.deletion_timestamp.is_none());
-    if !retry && !awaited && !has_room(ctx, &app, &last.source).await? {
-        if super::owner(&app) == Some(PodOwner::ReplicaSet) {
-            let why = "nothing of it runs, and its ReplicaSet wants no pod to restore it into; its checkpoint stays as its policy says";
-            return end(ctx, &app, why).await;
+    if !retry && !awaited {
+        match room(ctx, &app, &last.source).await? {
+            Room::Comes => {}
+            Room::Never => {
+                return end(
+                    ctx,
+                    &app,
+                    "nothing of it runs, and no pod will be made that it could be restored into",
+                )
+                .await;
+            }
+            Room::Taken(why) => return blocked(ctx, &app, "StartedAnew", &why).await,
         }
-        let why = format!(
-            "pod {} was started anew while this application is a checkpoint; annotate it {RETRY_ANNOTATION}=requested to have the pod \
-             replaced by what was saved",
-            last.source.pod
-        );
-        return blocked(ctx, &app, "StartedAnew", &why).await;
     }
     Box::pin(idle::recover(ctx, app, last.source)).await
 }
 
-/// Whether a pod can come to restore it into.
-async fn has_room(ctx: &Context, app: &MigratableApp, source: &Place) -> Result<bool, Error> {
-    match super::owner(app) {
-        Some(PodOwner::StatefulSet) => {
-            let there = ctx.pods_of(app).get_opt(&source.pod).await.map_err(Error::kube("read a pod"))?;
-            let anew = |pod: &Pod| {
-                !observe::is_at(source, pod) && pod.metadata.deletion_timestamp.is_none() && !waits(pod)
-            };
-            Ok(!there.is_some_and(|pod| anew(&pod)) && wants(ctx, app, &source.pod).await? == Wants::More)
+/// Whether a pod can come to restore an application into.
+enum Room {
+    Comes,
+    Never,
+    Taken(String),
+}
+
+async fn room(ctx: &Context, app: &MigratableApp, source: &Place) -> Result<Room, Error> {
+    if super::owner(app) == Some(PodOwner::StatefulSet) {
+        let there = ctx.pods_of(app).get_opt(&source.pod).await.map_err(Error::kube("read a pod"))?;
+        let anew = |pod: &Pod| {
+            !observe::is_at(source, pod) && pod.metadata.deletion_timestamp.is_none() && !waits(pod)
+        };
+        if there.is_some_and(|pod| anew(&pod)) {
+            return Ok(Room::Taken(format!(
+                "pod {} was started anew while this application is a checkpoint; annotate this object {RETRY_ANNOTATION}=requested to have \
+                 the pod replaced by what was saved",
+                source.pod
+            )));
         }
-        Some(PodOwner::ReplicaSet) => Ok(wants(ctx, app, &source.pod).await? == Wants::More),
-        _ => Ok(true),
     }
+    Ok(match wants(ctx, app, &source.pod).await? {
+        Wants::More => Room::Comes,
+        _ if super::owner(app) == Some(PodOwner::Pod) => Room::Comes,
+        Wants::Nothing => Room::Never,
+        Wants::Enough => Room::Taken(
+            "a pod was started anew in its stead while this application is a checkpoint; the next pod that its ReplicaSet makes will be \
+             restored from it: delete one that started anew, or scale up"
+                .to_owned(),
+        ),
+    })
 }
 
 /// The pod for which the object was made is written down.
@@ -156,7 +177,7 @@ pub async fn gone(ctx: &Context, app: MigratableApp, place: Place, found: Found)
         ctx.event(&app, EventType::Warning, "Ended", note).await;
         if owner == Some(PodOwner::Pod) {
             // Nobody else would start it again.
-            let again = Box::pin(idle::start(ctx, app.clone(), idle::next_round(&app, &place.pod))).await?;
+            let again = Box::pin(start(ctx, app.clone(), next_round(&app, &place.pod))).await?;
             delete_exactly(ctx, &app, pod).await?;
             return Ok(again);
         }

@@ -22,6 +22,8 @@
 //!   its controller's next version, is replaced by one that starts anew.
 //! - What waits for an application that does not come any more is deleted, so that its controller makes one that starts anew.
 //! - An application that did not move is its ReplicaSet's again.
+//! - Services find an application where it runs: as long as it may run on at the source that is there, and once it runs at the
+//!   target that is, though the source be kept until its last page is there.
 //! - A replacement that did not become a target, because the webhook was away, is noticed by the next look at its migration and counts
 //!   as a failed try. Beside a ReplicaSet's source it stays one more replica until the source is put back; a StatefulSet's is
 //!   deleted and made again, as many times as anything is tried.
@@ -40,7 +42,7 @@ pub use self::{
 };
 pub(crate) use self::{
     life::{gone, leaving, release_pods, settled, without_pod},
-    target::{is_released, make_way, put_back},
+    target::{hide_source, is_released, make_way, put_back},
 };
 
 /// Label on a MigratableApp: the uid of what makes its pods.

@@ -7,7 +7,7 @@ use kube::{
     ResourceExt,
     api::{ListParams, Patch, PatchParams},
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{
     HASH_LABEL, RELEASED_ANNOTATION,
@@ -34,6 +34,9 @@ const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 const HIGHEST_COST: &str = "2147483647";
 /// Annotation: since when a pod has that cost because of us.
 const PUT_BACK_ANNOTATION: &str = "migration.io/put-back";
+
+/// Annotation: the application runs elsewhere, and the labels by which Services find it are off.
+const HIDDEN_ANNOTATION: &str = "migration.io/hidden";
 
 /// Whether a pod was released from its ReplicaSet.
 pub fn is_released(pod: &Pod) -> bool {
@@ -190,12 +193,17 @@ pub async fn put_back_exactly(ctx: &Context, app: &MigratableApp, pod: &Pod) -> 
     let Some(hash) = pod.annotations().get(RELEASED_ANNOTATION).filter(|_| is_released(pod)) else {
         return Ok(());
     };
-    let mut annotations = json!({RELEASED_ANNOTATION: null});
+    let mut annotations = json!({RELEASED_ANNOTATION: null, HIDDEN_ANNOTATION: null});
+    let mut labels = Map::new();
+    if pod.annotations().contains_key(HIDDEN_ANNOTATION) {
+        labels = template_labels(app, &|value| json!(value));
+    }
+    labels.insert(HASH_LABEL.to_owned(), json!(hash));
     if !pod.annotations().contains_key(DELETION_COST) {
         annotations[DELETION_COST] = json!(HIGHEST_COST);
         annotations[PUT_BACK_ANNOTATION] = json!(Timestamp::now().to_string());
     }
-    let metadata = json!({"labels": {HASH_LABEL: hash}, "annotations": annotations});
+    let metadata = json!({"labels": labels, "annotations": annotations});
     change(ctx, app, pod, metadata, "give a pod back to its ReplicaSet").await
 }
 
@@ -213,6 +221,34 @@ pub fn is_overrated(pod: &Pod, now: Timestamp) -> bool {
 pub async fn rate_like_others(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<(), Error> {
     let metadata = json!({"annotations": {DELETION_COST: null, PUT_BACK_ANNOTATION: null}});
     change(ctx, app, pod, metadata, "take a pod's deletion cost back").await
+}
+
+/// Where the application has been is found by Services only as long as nothing else is it: a source that is kept until its last page
+/// is there would be asked for what it does not do any more.
+///
+/// # Errors
+/// As [`put_back`].
+pub async fn hide_source(ctx: &Context, app: &MigratableApp, written: &Migration) -> Result<(), Error> {
+    let elsewhere = written.resumed_at.is_some() && !written.returns();
+    let runs_there = !elsewhere && written.may_run_in() == Some(&written.source);
+    let Some(pod) = observe::find(ctx, app, &written.source, Look::Cached).await?.pod else { return Ok(()) };
+    let hidden = pod.annotations().contains_key(HIDDEN_ANNOTATION);
+    let ours = is_released(&pod) || controller_of(&pod).is_none();
+    let metadata = if elsewhere && !hidden && ours {
+        json!({"labels": template_labels(app, &|_| Value::Null), "annotations": {HIDDEN_ANNOTATION: "true"}})
+    } else if runs_there && hidden {
+        json!({"labels": template_labels(app, &|value| json!(value)), "annotations": {HIDDEN_ANNOTATION: null}})
+    } else {
+        return Ok(());
+    };
+    change(ctx, app, &pod, metadata, "have Services find the application where it runs").await
+}
+
+/// The labels of an application's pods that its maker has chosen.
+fn template_labels(app: &MigratableApp, value: &dyn Fn(&str) -> Value) -> Map<String, Value> {
+    let labels = app.spec.template.metadata.as_ref().and_then(|metadata| metadata.labels.as_ref());
+    let own = labels.into_iter().flatten().filter(|(name, _)| *name != HASH_LABEL && *name != APP_LABEL);
+    own.map(|(name, label)| (name.clone(), value(label))).collect()
 }
 
 /// Changes the pod that was read, if nobody else has changed it meanwhile.

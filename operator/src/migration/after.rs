@@ -74,6 +74,10 @@ pub(super) fn choose(case: &Case<'_>) -> Decision {
             begin_restore(next);
         });
     }
+    // Where no pod has ever come, another checkpoint would not be better.
+    if exhausted && case.written.target_made_by.is_some() && case.written.failed_nodes.is_empty() {
+        return give_up(case, case.last_message("no pod could be made for it"));
+    }
     if exhausted {
         return older(case, "the checkpoint could not be restored anywhere");
     }

@@ -18,6 +18,9 @@ use crate::api::{APP_LABEL, MigratableApp};
 /// Pids of workloads are above this, so that they are free in the next pod too.
 const PID_BASE: &str = "10000";
 
+/// The API server takes 256 KiB, and others annotate pods too.
+const ANNOTATIONS_LIMIT: usize = 192 << 10;
+
 /// A pod to be made.
 #[derive(Clone, Debug)]
 pub struct Plan<'a> {
@@ -157,6 +160,10 @@ pub fn build(plan: &Plan<'_>) -> Result<Pod, Unsupported> {
         let template = serde_json::to_string(template)
             .map_err(|_| Unsupported::CannotMove { what: "a template that is not JSON" })?;
         annotations.insert(TEMPLATE_ANNOTATION.to_owned(), template);
+        let size: usize = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+        if size > ANNOTATIONS_LIMIT {
+            return Err(Unsupported::CannotMove { what: "more than its annotations have room for" });
+        }
     }
     Ok(Pod { metadata, spec: Some(spec), status: None })
 }
