@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{ResourceExt, api::DeleteParams};
-use migration_operator::api::{Phase, migration::MigrationStage as Stage};
+use migration_operator::api::{MigratableAppStatus, Phase, migration::MigrationStage as Stage};
 use migration_proto::agent::{OperationKind, Reason};
 use serde_json::json;
 
+use tokio::time::{sleep, timeout};
+
 use self::support::{
+    PATIENCE,
     deployed::{Deployed, app_of, controller_of, ip, node_of},
     pretty,
     world::Fate,
@@ -54,9 +57,20 @@ async fn a_pod_of_a_deployment_moves_and_its_deployment_and_service_keep_what_th
     // And on from there. While pages still come from the source, nobody asks it for anything.
     place.scene.world.lock().resident_after = Duration::from_secs(600);
     place.scene.trigger(&apps[0]).await;
-    place.scene.until_stage(&apps[0], Stage::Filling).await;
-    let all = place.until_pods("web", 2).await;
-    assert!(all.iter().all(|pod| pod.metadata.uid != target.metadata.uid));
+    let fills = |status: &MigratableAppStatus| {
+        status.migration.as_ref().is_some_and(|migration| migration.stage == Stage::Filling)
+    };
+    place.scene.until(&apps[0], "filling", fills).await;
+    let found = async {
+        loop {
+            let all = place.until_pods("web", 2).await;
+            if all.iter().all(|pod| pod.metadata.uid != target.metadata.uid) {
+                return all;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let all = timeout(PATIENCE, found).await.expect("the source is hidden");
     place.until_served_by("web", &all).await;
     assert!(place.scene.pods().get_opt(&target.name_any()).await.unwrap().is_some());
     place.scene.world.lock().resident_after = Duration::ZERO;
