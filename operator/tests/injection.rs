@@ -343,3 +343,36 @@ async fn applications_end_with_what_makes_their_pods() {
     place.until_ended(&newer[0]).await;
     place.assert_nothing_ran_twice();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_killed_at_any_stage_is_succeeded_by_another() {
+    let place = Deployed::new("succeeded", json!({})).await;
+    place.scene.world.lock().pace = Duration::from_millis(400);
+    place.scene.world.lock().resident_after = Duration::from_millis(400);
+    let mut operator = place.operator().await;
+    place.deploy("web", 1).await;
+    place.stateful("db", 1).await;
+    let mut history = 0;
+    for stage in [Stage::ChoosingTarget, Stage::Preparing, Stage::Dumping, Stage::Restoring, Stage::Filling] {
+        history += 1;
+        for name in ["web", "db"] {
+            let app = place.until_running(name, 1).await.remove(0);
+            let killed = operator.take();
+            let killing = place.scene.when_next_written(&app, stage, move || drop(killed)).await;
+            place.scene.trigger(&app).await;
+            killing.await.unwrap();
+            let next = place.operator().await;
+            let after = place.scene.until_over(&app, history).await;
+            let moved = after.migration.clone().unwrap();
+            assert_eq!(moved.stage, Stage::Succeeded, "{stage:?} {}", pretty(&after));
+            let pod = place.until_pods(name, 1).await.remove(0);
+            let world = place.world(&app);
+            let times = u32::try_from(history).unwrap();
+            assert_eq!((world.launches, world.dumps, world.restores), (1, times, times), "{stage:?} {name}");
+            assert_eq!(world.runs, [ip(&pod)]);
+            operator = next;
+        }
+    }
+    place.until_satisfied("web", 1).await;
+    place.assert_nothing_ran_twice();
+}

@@ -37,7 +37,7 @@ pub struct Deployed {
 
 /// An operator with its webhook.
 pub struct Hooked {
-    pub operator: Operator,
+    operator: Option<Operator>,
     server: JoinHandle<()>,
 }
 
@@ -48,6 +48,11 @@ impl Drop for Hooked {
 }
 
 impl Hooked {
+    /// Takes the operator out: killed when dropped. Its webhook goes on, as that of one that does not lead.
+    pub fn take(&mut self) -> Operator {
+        self.operator.take().expect("it was not taken before")
+    }
+
     /// From now on the API server gets no answer.
     pub fn stop_webhook(&self) {
         self.server.abort();
@@ -111,7 +116,8 @@ impl Deployed {
         };
         let running =
             controller::run(client, agents, scene.settings(), Arc::clone(&leading), ready, pending());
-        let hooked = Hooked { operator: Operator { task: tokio::spawn(running), leading }, server };
+        let operator = Some(Operator { task: tokio::spawn(running), leading });
+        let hooked = Hooked { operator, server };
         self.announce(&format!("https://{address}{}", webhook::PATH)).await;
         hooked
     }

@@ -29,7 +29,10 @@ use kube::{
 };
 use migration_kube::Cluster;
 use migration_operator::{
-    api::{MigratableApp, MigratableAppStatus, migration::MigrationStage},
+    api::{
+        MigratableApp, MigratableAppStatus,
+        migration::{Migration, MigrationStage},
+    },
     context::Settings,
     controller,
     migration::Limits,
@@ -260,19 +263,41 @@ impl Scene {
         stage: MigrationStage,
         then: impl FnOnce() -> T + Send + 'static,
     ) -> JoinHandle<T> {
+        self.when(name, then, move |migration| migration.stage == stage)
+    }
+
+    fn when<T: Send + 'static>(
+        &self,
+        name: &str,
+        then: impl FnOnce() -> T + Send + 'static,
+        is: impl Fn(&Migration) -> bool + Send + Sync + 'static,
+    ) -> JoinHandle<T> {
         let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
         let mut changes = watcher(self.apps(), only).default_backoff().applied_objects().boxed();
         tokio::spawn(async move {
             let written = async {
                 while let Some(change) = changes.next().await {
                     let status = change.ok().and_then(|app| app.status).unwrap_or_default();
-                    if status.migration.is_some_and(|migration| migration.stage == stage) {
+                    if status.migration.is_some_and(|migration| is(&migration)) {
                         return;
                     }
                 }
             };
             tokio::time::timeout(PATIENCE, written).await.expect("the stage is written down");
             then()
+        })
+    }
+
+    /// As [`Scene::when_written`], for a migration that comes after the last one.
+    pub async fn when_next_written<T: Send + 'static>(
+        &self,
+        name: &str,
+        stage: MigrationStage,
+        then: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        let last = self.status(name).await.migration.map(|migration| migration.id);
+        self.when(name, then, move |migration| {
+            migration.stage == stage && Some(&migration.id) != last.as_ref()
         })
     }
 
