@@ -3,7 +3,7 @@
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{
     ResourceExt,
-    api::{DeleteParams, PostParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
     runtime::events::EventType,
 };
 use migration_proto::agent::{
@@ -19,11 +19,13 @@ use crate::{
     },
     context::Context,
     error::{Error, is},
+    injection,
     migration::{Effect, Failure, FailureKind, since},
     observe::{self, Look},
-    pods::{Plan, ROLE_ANNOTATION, RUN_PATH, Role, Unsupported, build},
+    pods::{Plan, RESTORED_CONDITION, ROLE_ANNOTATION, RUN_PATH, Role, Unsupported, build},
     secrets::{self, Missing},
 };
+use serde_json::json;
 
 /// What came of it.
 #[derive(Debug)]
@@ -58,10 +60,11 @@ pub async fn act(
     match effect {
         Effect::CreateTarget => create_target(ctx, app, written).await,
         Effect::DeleteTarget => match &written.target {
-            Some(Place { pod, .. }) => delete_pod(ctx, app, pod).await.map(|()| Outcome::Done),
+            Some(target) => delete_pod(ctx, app, target).await.map(|()| Outcome::Done),
             None => Ok(Outcome::Done),
         },
-        Effect::DeleteSource => delete_pod(ctx, app, &written.source.pod).await.map(|()| Outcome::Done),
+        Effect::DeleteSource => delete_pod(ctx, app, &written.source).await.map(|()| Outcome::Done),
+        Effect::PutBack => injection::put_back(ctx, app, &written.source).await.map(|()| Outcome::Done),
         Effect::Dump => dump(ctx, app, written).await,
         Effect::Restore => restore(ctx, app, written).await,
         Effect::Cancel => cancel(ctx, app, written).await,
@@ -70,6 +73,9 @@ pub async fn act(
 
 async fn create_target(ctx: &Context, app: &MigratableApp, written: &Migration) -> Result<Outcome, Error> {
     let Some(target) = &written.target else { return Ok(Outcome::Done) };
+    if let Some(maker) = written.target_made_by {
+        return Box::pin(injection::make_way(ctx, app, written, target, maker)).await;
+    }
     match create_pod(ctx, app, &target.pod, Some(&target.node), Role::Restore(&written.id)).await {
         Ok(()) => Ok(Outcome::Done),
         Err(NotMade::Error(error)) => Err(error),
@@ -124,14 +130,43 @@ pub async fn create_pod(
 ///
 /// # Errors
 /// When the API server does not answer.
-pub async fn delete_pod(ctx: &Context, app: &MigratableApp, name: &str) -> Result<(), Error> {
+pub async fn delete_pod(ctx: &Context, app: &MigratableApp, place: &Place) -> Result<(), Error> {
+    match observe::find(ctx, app, place, Look::Fresh).await?.pod {
+        Some(pod) => delete_exactly(ctx, app, pod).await,
+        None => Ok(()),
+    }
+}
+
+/// Deletes the pod that was read, and no other that has its name by now.
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn delete_exactly(ctx: &Context, app: &MigratableApp, pod: Pod) -> Result<(), Error> {
+    if pod.metadata.deletion_timestamp.is_some() {
+        return Ok(());
+    }
+    delete_with(ctx, app, pod, DeleteParams::default()).await
+}
+
+/// Removes the pod that was read, whose machine is known to be no more, so that nobody waits for its end.
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn remove_exactly(ctx: &Context, app: &MigratableApp, pod: Pod) -> Result<(), Error> {
+    delete_with(ctx, app, pod, DeleteParams::default().grace_period(0)).await
+}
+
+async fn delete_with(
+    ctx: &Context,
+    app: &MigratableApp,
+    pod: Pod,
+    params: DeleteParams,
+) -> Result<(), Error> {
     ctx.must_lead()?;
-    let pods = ctx.pods_of(app);
-    let found = observe::find(ctx, app, name, Look::Fresh).await?;
-    let Some(pod) = found.pod.filter(|pod| pod.metadata.deletion_timestamp.is_none()) else { return Ok(()) };
+    let name = pod.name_any();
     let preconditions = Preconditions { uid: pod.metadata.uid, resource_version: None };
-    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-    match pods.delete(name, &params).await {
+    let params = DeleteParams { preconditions: Some(preconditions), ..params };
+    match ctx.pods_of(app).delete(&name, &params).await {
         Ok(_) => Ok(()),
         // It is gone, or another one has its name.
         Err(error) if is(&error, 404) || is(&error, 409) => Ok(()),
@@ -139,8 +174,40 @@ pub async fn delete_pod(ctx: &Context, app: &MigratableApp, name: &str) -> Resul
     }
 }
 
+/// Says of a pod that waited for its application that this runs there now, which makes it ready if its containers are.
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn tell_restored(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<(), Error> {
+    let gates = pod.spec.as_ref().and_then(|spec| spec.readiness_gates.as_ref());
+    let waits = gates.into_iter().flatten().any(|gate| gate.condition_type == RESTORED_CONDITION);
+    if !waits || is_told(pod) {
+        return Ok(());
+    }
+    ctx.must_lead()?;
+    let at = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let condition = json!({"type": RESTORED_CONDITION, "status": "True", "lastTransitionTime": at});
+    // A pod of that name that is another one refuses it.
+    let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
+    let done = ctx
+        .pods_of(app)
+        .patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch))
+        .await;
+    match done {
+        Ok(_) => Ok(()),
+        Err(error) if is(&error, 404) || is(&error, 409) => Ok(()),
+        Err(error) => Err(Error::kube("say that a pod is restored")(error)),
+    }
+}
+
+/// Whether that was said.
+pub fn is_told(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|one| one.type_ == RESTORED_CONDITION && one.status == "True")
+}
+
 async fn dump(ctx: &Context, app: &MigratableApp, written: &Migration) -> Result<Outcome, Error> {
-    let agent = agent_in(ctx, app, &written.source.pod).await?;
+    let agent = agent_in(ctx, app, &written.source).await?;
     let Some(operation_id) = written.operation.clone() else { return Ok(Outcome::Done) };
     let until = written
         .deadline
@@ -186,10 +253,10 @@ async fn make_way(ctx: &Context, app: &MigratableApp, written: &Migration, agent
 async fn restore(ctx: &Context, app: &MigratableApp, written: &Migration) -> Result<Outcome, Error> {
     let Some(target) = &written.target else { return Ok(Outcome::Done) };
     let Some(operation_id) = written.operation.clone() else { return Ok(Outcome::Done) };
-    let agent = agent_in(ctx, app, &target.pod).await?;
+    let agent = agent_in(ctx, app, target).await?;
     let source = match &written.handover_id {
         Some(_) => Some(Source {
-            address: address_of(ctx, app, &written.source.pod).await?,
+            address: address_of(ctx, app, &written.source).await?,
             generation: written.handover_generation.unwrap_or_default(),
         }),
         None => None,
@@ -217,7 +284,7 @@ async fn cancel(ctx: &Context, app: &MigratableApp, written: &Migration) -> Resu
     let Some(operation) = &written.operation else { return Ok(Outcome::Done) };
     let place = if written.source_has_stopped() { written.target.as_ref() } else { Some(&written.source) };
     let Some(place) = place else { return Ok(Outcome::Done) };
-    let agent = agent_in(ctx, app, &place.pod).await?;
+    let agent = agent_in(ctx, app, place).await?;
     match agent.cancel(operation).await {
         // What became of it is seen next time.
         Ok(()) | Err(AgentError::Refused(_)) => Ok(Outcome::Done),
@@ -236,20 +303,20 @@ fn refused(error: AgentError, what: &'static str) -> Result<Outcome, Error> {
     }
 }
 
-async fn agent_in(ctx: &Context, app: &MigratableApp, pod: &str) -> Result<Agent, Error> {
+async fn agent_in(ctx: &Context, app: &MigratableApp, pod: &Place) -> Result<Agent, Error> {
     let pod = pod_of(ctx, app, pod).await?;
     ctx.agent(app, &pod).await.map_err(Error::agent("reach an agent"))
 }
 
-async fn address_of(ctx: &Context, app: &MigratableApp, pod: &str) -> Result<String, Error> {
+async fn address_of(ctx: &Context, app: &MigratableApp, pod: &Place) -> Result<String, Error> {
     let pod = pod_of(ctx, app, pod).await?;
     let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone()).unwrap_or_default();
     Ok(ctx.agents.address(&ctx.at(app, &ip)))
 }
 
 /// The pod as the API server has it: an address in a cache may be another pod's by now.
-async fn pod_of(ctx: &Context, app: &MigratableApp, name: &str) -> Result<Pod, Error> {
-    let found = observe::find(ctx, app, name, Look::Fresh).await?;
+async fn pod_of(ctx: &Context, app: &MigratableApp, place: &Place) -> Result<Pod, Error> {
+    let found = observe::find(ctx, app, place, Look::Fresh).await?;
     found
         .pod
         .filter(|pod| pod.annotations().contains_key(ROLE_ANNOTATION))

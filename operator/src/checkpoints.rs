@@ -20,7 +20,7 @@ use crate::{
     error::Error,
     migration::{FailureKind, since},
     observe::now,
-    pods::RUN_PATH,
+    pods::{ROLE_ANNOTATION, RUN_PATH},
     schedule::{self, Due, Facts, Verdict},
     status::{condition, set},
 };
@@ -161,7 +161,7 @@ async fn refresh(
     let newest = operations.iter().find(|one| one.kind() == OperationKind::PreCheckpoint);
     let Some(operation) = newest else {
         // None yet, or an agent without memory of it.
-        let list = agent.checkpoints(&name).await.map_err(Error::agent("ask for checkpoints"))?;
+        let list = of_this_run(app, pod, agent.checkpoints(&name).await)?;
         listed(status, &list, now);
         ctx.memory.update(&uid, |remembered| {
             remembered.listed = Some(now);
@@ -188,7 +188,7 @@ async fn refresh(
             failed(ctx, app, status, &detail.message, now);
         }
         _ => {
-            let list = agent.checkpoints(&name).await.map_err(Error::agent("ask for checkpoints"))?;
+            let list = of_this_run(app, pod, agent.checkpoints(&name).await)?;
             succeeded(ctx, app, status, operation, &list, now);
             let volume = agent.dirty_volume(&name).await.ok().filter(|volume| volume.checkpoints > 0);
             ctx.memory
@@ -198,6 +198,21 @@ async fn refresh(
     }
     ctx.memory.update(&uid, |remembered| remembered.listed = Some(now));
     Ok(false)
+}
+
+/// What somebody has started anew under a name that has been used before must not be taken for what was saved of the run before.
+fn of_this_run(
+    app: &MigratableApp,
+    pod: &Pod,
+    answer: Result<ListCheckpointsResponse, AgentError>,
+) -> Result<ListCheckpointsResponse, Error> {
+    let mut list = answer.map_err(Error::agent("ask for checkpoints"))?;
+    let anew = pod.annotations().get(ROLE_ANNOTATION).is_some_and(|role| role == "launched");
+    if let Some(created) = pod.creation_timestamp().filter(|_| anew && app.spec.injection.is_some()) {
+        let since = u64::try_from(created.0.as_millisecond()).unwrap_or(0);
+        list.checkpoints.retain(|one| one.created_unix_ms >= since);
+    }
+    Ok(list)
 }
 
 fn succeeded(

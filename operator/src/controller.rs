@@ -19,20 +19,21 @@ use kube::{
     runtime::{
         Controller, WatchStreamExt,
         controller::Action,
-        reflector::{self, store},
+        reflector::{self, ObjectRef, store},
         watcher,
     },
 };
 
-use tokio::time::timeout;
+use tokio::{sync::Notify, time::timeout};
 
 use crate::{
     agents::Agents,
     api::{APP_LABEL, MigratableApp},
     context::{Context, Settings},
     error::Error,
-    finalize, idle, migrate,
+    finalize, idle, injection, migrate,
     migration::spread,
+    pods::INJECTED_ANNOTATION,
 };
 
 /// How long a look may take: agents are asked a few times, each with a limit of its own.
@@ -59,7 +60,15 @@ pub async fn reconcile(app: Arc<MigratableApp>, ctx: Arc<Context>) -> Result<Act
 
 async fn look(app: MigratableApp, ctx: &Context) -> Result<Action, Error> {
     ctx.must_lead()?;
+    let moves = |app: &MigratableApp| {
+        let written = app.status.as_ref().and_then(|status| status.migration.as_ref());
+        written.is_some_and(|one| !one.stage.is_over())
+    };
     if app.metadata.deletion_timestamp.is_some() {
+        if app.spec.injection.is_some() && finalize::has_finalizer(&app) && moves(&app) {
+            let (_, again) = Box::pin(migrate::migrate(ctx, app)).await?;
+            return Ok(Action::requeue(again.unwrap_or(ctx.settings.limits.look)));
+        }
         return Box::pin(finalize::finalize(ctx, app)).await;
     }
     if !finalize::has_finalizer(&app) {
@@ -69,12 +78,7 @@ async fn look(app: MigratableApp, ctx: &Context) -> Result<Action, Error> {
     let under_way = app.status.as_ref().and_then(|status| status.migration.as_ref());
     let next = if under_way.is_some() { Box::pin(migrate::migrate(ctx, app)).await? } else { (app, None) };
     let (app, again) = next;
-    let moves = app
-        .status
-        .as_ref()
-        .and_then(|status| status.migration.as_ref())
-        .is_some_and(|one| !one.stage.is_over());
-    let rest = if moves { None } else { Some(Box::pin(idle::idle(ctx, app)).await?) };
+    let rest = if moves(&app) { None } else { Some(Box::pin(idle::idle(ctx, app)).await?) };
     let soonest = again.into_iter().chain(rest).min().unwrap_or(ctx.settings.resync);
     Ok(Action::requeue(soonest.max(Duration::from_millis(10))))
 }
@@ -119,7 +123,13 @@ pub async fn run(
         None => (Api::<Pod>::all(client.clone()), Api::<MigratableApp>::all(client.clone())),
     };
     let pod_events = watcher(pods_api, labelled).default_backoff();
-    let pod_events = reflector::reflector(pods_writer, pod_events).touched_objects();
+    let pods_changed = Arc::new(Notify::new());
+    let changed = Arc::clone(&pods_changed);
+    let pod_events = reflector::reflector(pods_writer, pod_events).touched_objects().inspect(move |pod| {
+        if pod.as_ref().is_ok_and(|pod| pod.annotations().contains_key(INJECTED_ANNOTATION)) {
+            changed.notify_one();
+        }
+    });
     let node_events = watcher(Api::<Node>::all(client.clone()), watcher::Config::default()).default_backoff();
     let node_events = reflector::reflector(nodes_writer, node_events).touched_objects();
     let ctx = Arc::new(Context::new(client, agents, settings, pods.clone(), nodes.clone(), leading));
@@ -132,8 +142,12 @@ pub async fn run(
         ready(())
     }));
     let controller = Controller::new(apps_api, watcher::Config::default())
-        .owns_stream(pod_events)
+        .watches_stream(pod_events, |pod: Pod| {
+            let app = pod.labels().get(APP_LABEL).map(String::as_str)?;
+            Some(ObjectRef::new(app).within(&pod.namespace()?))
+        })
         .graceful_shutdown_on(stop);
+    let making = tokio::spawn(Box::pin(injection::keep(Arc::clone(&ctx), controller.store(), pods_changed)));
     // What is not in a cache yet would be taken for gone, if only until it is looked at again.
     let _ = timeout(Duration::from_secs(10), nodes.wait_until_ready()).await;
     controller
@@ -146,4 +160,5 @@ pub async fn run(
         })
         .await;
     nodes_watched.abort();
+    making.abort();
 }

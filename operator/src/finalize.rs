@@ -19,6 +19,7 @@ use crate::{
     api::{APP_LABEL, DeletionPolicy, MigratableApp},
     context::Context,
     error::{Error, is},
+    injection,
     migration::since,
     observe::now,
     pods::store_url,
@@ -82,6 +83,9 @@ pub async fn finalize(ctx: &Context, app: MigratableApp) -> Result<Action, Error
     } else if app.status.as_ref().is_some_and(|status| status.checkpoint_status.is_some()) {
         let note = format!("the checkpoints {place} stay, by its deletionPolicy");
         ctx.event(&app, EventType::Normal, "CheckpointsKept", &note).await;
+    }
+    if app.spec.injection.is_some() {
+        injection::release_pods(ctx, &app).await?;
     }
     let rest: Vec<String> = app.finalizers().iter().filter(|name| *name != FINALIZER).cloned().collect();
     set(ctx, &app, &rest).await?;

@@ -10,27 +10,28 @@
 
 use std::time::Duration;
 
-use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Resource, ResourceExt,
     runtime::{events::EventType, reflector::ObjectRef},
 };
 
 use crate::{
-    act::{NotMade, create_pod, delete_pod},
+    act::{delete_exactly, delete_pod},
     api::{
-        APP_LABEL, MigratableApp, MigratableAppStatus, MigrationPolicy, Phase,
+        APP_LABEL, MigratableApp, MigratableAppStatus, MigrationPolicy, Phase, PodOwner,
         migration::{Migration, Place, TargetLost, TriggeredBy},
     },
     checkpoints,
     context::Context,
     error::Error,
-    migratable,
+    injection, migratable,
     migrate::{answer_trigger, fresh, migrate, persist, record, remove_annotation},
-    migration::{PodSeen, since, spread},
-    observe::{self, Found, Look, now},
-    pods::{ROLE_ANNOTATION, Role},
-    status::{beginning, condition, failures_in_a_row, set},
+    migration::{PodSeen, since},
+    observe::{self, Found, Look, current_place, now, place_of},
+    pods::ROLE_ANNOTATION,
+    start::{created, next_round, start},
+    status::{beginning, condition, failures_in_a_row, next_id, set},
     trigger::{self, CANCEL_ANNOTATION, PRESERVE_ANNOTATION, RETRY_ANNOTATION, Trigger},
 };
 
@@ -48,13 +49,21 @@ pub async fn idle(ctx: &Context, app: MigratableApp) -> Result<Duration, Error> 
     if trigger::is_set(app.annotations(), CANCEL_ANNOTATION) {
         remove_annotation(ctx, &app, CANCEL_ANNOTATION).await?;
     }
-    let Some(name) = status.current_pod_name.clone() else { return without_pod(ctx, app).await };
-    let found = observe::find(ctx, &app, &name, Look::Cached).await?;
+    let Some(place) = current_place(&status) else { return Box::pin(without_pod(ctx, app)).await };
+    let injected = app.spec.injection.is_some();
+    let found = observe::find(ctx, &app, &place, Look::Cached).await?;
     match found.seen {
-        PodSeen::Gone | PodSeen::Ended => gone(ctx, app, &name).await,
+        PodSeen::Gone | PodSeen::Ended => Box::pin(gone(ctx, app, &place)).await,
+        PodSeen::Leaving if injected => Box::pin(left(ctx, app, &place)).await,
         seen => {
-            let again = present(ctx, &app, &found, seen).await?;
-            remove_strays(ctx, &app).await?;
+            let again = Box::pin(present(ctx, &app, &found, seen)).await?;
+            match &found.pod {
+                Some(pod) if injected && seen == PodSeen::Ready => {
+                    Box::pin(injection::settled(ctx, &app, pod)).await?
+                }
+                _ if injected => {}
+                _ => remove_strays(ctx, &app).await?,
+            }
             Ok(again)
         }
     }
@@ -68,6 +77,7 @@ async fn without_pod(ctx: &Context, app: MigratableApp) -> Result<Duration, Erro
         return Ok(Duration::from_millis(50));
     }
     match &status.migration {
+        _ if app.spec.injection.is_some() => Box::pin(injection::without_pod(ctx, app)).await,
         Some(last) if last.source_has_stopped() => {
             let lost = last.source.clone();
             recover(ctx, app, lost).await
@@ -76,91 +86,63 @@ async fn without_pod(ctx: &Context, app: MigratableApp) -> Result<Duration, Erro
     }
 }
 
-/// Writes down the pod that the application is started in, then creates it.
-async fn start(ctx: &Context, app: MigratableApp, round: u32) -> Result<Duration, Error> {
-    let uid = app.metadata.uid.clone().unwrap_or_default();
-    let name = pod_name(&app, round);
-    let mut status = app.status.clone().unwrap_or_default();
-    status.observed_generation = app.metadata.generation;
-    status.current_pod_name = Some(name.clone());
-    status.current_node = None;
-    status.phase = Some(Phase::Pending);
-    set(&mut status, condition::READY, Some(false), "Starting", "its pod does not run yet", now());
-    set(&mut status, condition::MIGRATING, Some(false), "Idle", "", now());
-    let app = if app.status.as_ref() == Some(&status) { app } else { persist(ctx, &app, status).await? };
-    ctx.memory.update(&uid, |remembered| *remembered = crate::context::Remembered::default());
-    created(ctx, app, &name).await
-}
-
-/// Creates the pod that is written down.
-async fn created(ctx: &Context, app: MigratableApp, name: &str) -> Result<Duration, Error> {
-    match create_pod(ctx, &app, name, None, Role::Launch).await {
-        Ok(()) => {
-            ctx.event(&app, EventType::Normal, "Started", &format!("started in pod {name}")).await;
-            Ok(ctx.settings.limits.look)
-        }
-        Err(NotMade::Error(error)) => Err(error),
-        Err(NotMade::Because(reason, message)) => {
-            let mut status = app.status.clone().unwrap_or_default();
-            status.phase = Some(Phase::Pending);
-            status.observed_generation = app.metadata.generation;
-            set(&mut status, condition::READY, Some(false), reason, &message, now());
-            set(&mut status, condition::MIGRATABLE, Some(false), reason, &message, now());
-            if app.status.as_ref() != Some(&status) {
-                ctx.event(&app, EventType::Warning, reason, &message).await;
-                persist(ctx, &app, status).await?;
-            }
-            // Somebody has to do something first.
-            Ok(Duration::from_secs(10))
-        }
+/// Somebody else's pod is being deleted.
+async fn left(ctx: &Context, app: MigratableApp, place: &Place) -> Result<Duration, Error> {
+    let app = fresh(ctx, &app).await?;
+    let found = observe::find(ctx, &app, place, Look::Fresh).await?;
+    let still = app.status.as_ref().and_then(current_place).as_ref() == Some(place);
+    let moves = app
+        .status
+        .as_ref()
+        .and_then(|status| status.migration.as_ref())
+        .is_some_and(|one| !one.stage.is_over());
+    match found.seen {
+        PodSeen::Leaving if still && !moves => Box::pin(injection::leaving(ctx, &app, place)).await,
+        _ => Ok(Duration::from_millis(50)),
     }
-}
-
-/// The name of a pod that an application is started in.
-fn pod_name(app: &MigratableApp, round: u32) -> String {
-    const LONGEST: usize = 52;
-    let uid = app.metadata.uid.as_deref().unwrap_or_default();
-    let hash = spread(&format!("{uid}-{round}"), 1 << 32);
-    let app = app.name_any();
-    format!("{}-{hash:08x}", app[..app.floor_char_boundary(LONGEST)].trim_end_matches(['-', '.']))
 }
 
 /// The pod that is written down is gone, or nothing of it runs.
-async fn gone(ctx: &Context, app: MigratableApp, name: &str) -> Result<Duration, Error> {
+async fn gone(ctx: &Context, app: MigratableApp, place: &Place) -> Result<Duration, Error> {
+    let name = place.pod.as_str();
     let app = fresh(ctx, &app).await?;
     let status = app.status.clone().unwrap_or_default();
-    let found = observe::find(ctx, &app, name, Look::Fresh).await?;
-    if status.current_pod_name.as_deref() != Some(name) || !found.seen.is_over() {
+    let found = observe::find(ctx, &app, place, Look::Fresh).await?;
+    if current_place(&status).as_ref() != Some(place) || !found.seen.is_over() {
         return Ok(Duration::from_millis(50));
     }
-    let never_ran = status.phase == Some(Phase::Pending) && status.current_node.is_none();
+    let completed_pod = found.pod.as_ref().is_some_and(completed);
+    let made_here =
+        app.spec.injection.as_ref().is_none_or(|one| one.owner == PodOwner::Pod && one.name != name);
+    let not_made_yet = made_here
+        && found.pod.is_none()
+        && status.phase == Some(Phase::Pending)
+        && status.current_node.is_none();
+    if app.spec.injection.is_some() && !completed_pod && !not_made_yet {
+        return Box::pin(injection::gone(ctx, app, place.clone(), found)).await;
+    }
     match found.pod {
         // It was written down and not created yet.
-        None if never_ran => created(ctx, app, name).await,
+        None if not_made_yet => created(ctx, app, name).await,
         Some(pod) if completed(&pod) => complete(ctx, &app).await,
         Some(pod) if ended_by_itself(&pod) => {
             let note = "the restored processes have ended by themselves; the application is started again";
             ctx.event(&app, EventType::Warning, "Ended", note).await;
-            delete_pod(ctx, &app, name).await?;
+            delete_pod(ctx, &app, place).await?;
             start(ctx, app.clone(), next_round(&app, name)).await
         }
         pod => {
-            let node = status.current_node.clone().unwrap_or_default();
             if status.checkpoint_status.is_some() {
-                return recover(ctx, app, Place { pod: name.to_owned(), node }).await;
+                return recover(ctx, app, place.clone()).await;
             }
             let note = "its pod is gone and it has no checkpoint; it is started again";
             ctx.event(&app, EventType::Warning, "Lost", note).await;
             if pod.is_some() {
-                delete_pod(ctx, &app, name).await?;
+                delete_pod(ctx, &app, place).await?;
             }
             start(ctx, app.clone(), next_round(&app, name)).await
         }
     }
-}
-
-fn next_round(app: &MigratableApp, name: &str) -> u32 {
-    (0..u32::MAX).find(|round| pod_name(app, *round) == name).map_or(1, |round| round + 1) % 1024
 }
 
 fn completed(pod: &Pod) -> bool {
@@ -168,7 +150,7 @@ fn completed(pod: &Pod) -> bool {
 }
 
 /// The pod is there and its launcher waits again; or its containers have failed for good without its machine being at fault.
-fn ended_by_itself(pod: &Pod) -> bool {
+pub(crate) fn ended_by_itself(pod: &Pod) -> bool {
     let status = pod.status.as_ref();
     let failed = status.and_then(|status| status.phase.as_deref()) == Some("Failed");
     // Evictions and shutdowns of nodes have a reason.
@@ -195,7 +177,7 @@ async fn complete(ctx: &Context, app: &MigratableApp) -> Result<Duration, Error>
 }
 
 /// Restores the last checkpoint, if it is time to.
-async fn recover(ctx: &Context, app: MigratableApp, lost: Place) -> Result<Duration, Error> {
+pub(crate) async fn recover(ctx: &Context, app: MigratableApp, lost: Place) -> Result<Duration, Error> {
     let status = app.status.clone().unwrap_or_default();
     let retry = trigger::is_set(app.annotations(), RETRY_ANNOTATION);
     let failed = failures_in_a_row(&status);
@@ -216,7 +198,7 @@ async fn recover(ctx: &Context, app: MigratableApp, lost: Place) -> Result<Durat
         checkpoint_only: false,
     };
     ctx.event(&app, EventType::Warning, "Lost", "its pod is gone; its last checkpoint is restored").await;
-    begin(ctx, app, &trigger, lost, retry).await
+    Box::pin(begin(ctx, app, &trigger, lost, retry)).await
 }
 
 /// Begins a migration: writes it down, and does as much of it as can be done now.
@@ -228,22 +210,19 @@ async fn begin(
     retry: bool,
 ) -> Result<Duration, Error> {
     let begun = now();
-    let uid = app.metadata.uid.clone().unwrap_or_default();
-    let id = id_of(&uid, begun);
     let none = MigrationPolicy::default();
     let policy = app.spec.migration_policy.as_ref().unwrap_or(&none);
-    let next = beginning(id, trigger, source, policy, begun);
+    let next = beginning(next_id(&app), trigger, source, policy, injection::maker(&app), begun);
     let app = record(ctx, &app, &next).await?;
+    if next.target_takes_name() && policy.strategy().hands_over() {
+        let note = "lazy-storage is used: a StatefulSet makes the target only when the source is gone, and nothing can be handed over then";
+        ctx.event(&app, EventType::Normal, "StrategyReplaced", note).await;
+    }
     if retry {
         remove_annotation(ctx, &app, RETRY_ANNOTATION).await?;
     }
     let app = fresh(ctx, &app).await?;
     Ok(migrate(ctx, app).await?.1.unwrap_or(ctx.settings.limits.look))
-}
-
-fn id_of(uid: &str, begun: Timestamp) -> String {
-    let hash = blake3::hash(format!("{uid}-{}", begun.as_microsecond()).as_bytes());
-    hash.to_hex()[..16].to_owned()
 }
 
 /// The pod is there.
@@ -389,8 +368,8 @@ async fn asked(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<Option<D
         answer_trigger(ctx, &app, &name).await?;
         return Ok(Some(Duration::from_millis(50)));
     }
-    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
-    begin(ctx, app, &asked, Place { pod: name, node }, retry).await.map(Some)
+    let source = place_of(&app, pod);
+    Box::pin(begin(ctx, app, &asked, source, retry)).await.map(Some)
 }
 
 /// Pods of this application that nobody needs: targets of tries that failed.
@@ -424,7 +403,7 @@ async fn remove_strays(ctx: &Context, app: &MigratableApp) -> Result<(), Error> 
             && now_current.migration == status.migration;
         if still {
             tracing::info!(app = ctx.full_name(app), pod = name, "a pod is not needed any more");
-            delete_pod(ctx, app, &name).await?;
+            delete_exactly(ctx, app, (*pod).clone()).await?;
         }
     }
     Ok(())

@@ -7,7 +7,7 @@
 //! | [`controller`] | looks at applications and does it |
 //! | [`agents`], [`pods`], [`placement`], [`schedule`] | the agents' calls, the pods, the nodes, the checkpoints' times |
 //! | [`certificates`] | who issues what agents and operator show one another |
-//! | [`webhook`] | pods that ask to be migratable by annotation |
+//! | [`webhook`], [`injection`] | pods that ask to be migratable by annotation, and what stands behind them |
 //! | [`manifests`] | what is applied to a cluster, and the rights the operator has |
 //!
 //! This crate speaks Kubernetes and the agent's API. It knows nothing of CRIU or of pages.
@@ -22,6 +22,7 @@ pub mod controller;
 pub mod error;
 mod finalize;
 mod idle;
+pub mod injection;
 pub mod leader;
 pub mod manifests;
 pub mod metrics;
@@ -34,6 +35,7 @@ pub mod pods;
 pub mod schedule;
 mod secrets;
 pub mod server;
+mod start;
 mod status;
 pub mod trigger;
 pub mod webhook;

@@ -22,6 +22,7 @@ use crate::{
     },
     context::{Context, FIELD_MANAGER},
     error::{Error, is},
+    injection,
     migration::{Decision, Effect, OperationSeen, PodSeen, decide, since},
     observe::{self, Look, now},
     status::with_migration,
@@ -38,6 +39,7 @@ const IN_A_ROW: usize = 12;
 /// When the API server or an agent does not answer. It goes on where it was.
 pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp, Option<Duration>), Error> {
     let mut app = merge_trigger(ctx, app).await?;
+    tell_where_it_runs(ctx, &app).await?;
     for _ in 0..IN_A_ROW {
         let Some(written) = migration_of(&app) else { return Ok((app, None)) };
         let limits = &ctx.settings.limits;
@@ -52,10 +54,11 @@ pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp
         let mut seen = observe::see(ctx, &app, written, Look::Fresh).await?;
         let mut decision = decide(written, &seen, limits, now());
         if let Decision::Do(effect) = decision {
-            match act::act(ctx, &app, written, effect).await? {
+            match Box::pin(act::act(ctx, &app, written, effect)).await? {
                 Outcome::Done => return Ok((app, Some(limits.look / 10))),
-                Outcome::Refused(_) if effect == Effect::CreateTarget => {
+                Outcome::Refused(failure) if effect == Effect::CreateTarget => {
                     seen.target = PodSeen::Ended;
+                    seen.refused = Some(failure.message);
                     decision = decide(written, &seen, limits, now());
                 }
                 Outcome::Refused(failure) => {
@@ -72,6 +75,19 @@ pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp
         }
     }
     Ok((app, Some(Duration::ZERO)))
+}
+
+/// Where the application runs, its pod counts, and no other.
+async fn tell_where_it_runs(ctx: &Context, app: &MigratableApp) -> Result<(), Error> {
+    let runs = migration_of(app).filter(|written| written.resumed_at.is_some());
+    if let Some(written) = migration_of(app).filter(|_| app.spec.injection.is_some()) {
+        Box::pin(injection::hide_source(ctx, app, written)).await?;
+    }
+    let Some(target) = runs.and_then(|written| written.target.as_ref()) else { return Ok(()) };
+    match observe::find(ctx, app, target, Look::Cached).await?.pod {
+        Some(pod) => act::tell_restored(ctx, app, &pod).await,
+        None => Ok(()),
+    }
 }
 
 fn migration_of(app: &MigratableApp) -> Option<&Migration> {
@@ -119,7 +135,9 @@ pub async fn record(ctx: &Context, app: &MigratableApp, next: &Migration) -> Res
 }
 
 async fn tell(ctx: &Context, app: &MigratableApp, next: &Migration, failed: bool) {
-    let target = next.target.as_ref().map_or("?", |target| &target.node);
+    // A node that the scheduler has yet to choose has no name.
+    let target = next.target.as_ref().map(|target| target.node.as_str()).filter(|node| !node.is_empty());
+    let target = target.unwrap_or("another node");
     let source = &next.source.node;
     let message = next.message.clone().unwrap_or_default();
     let (type_, reason, note) = match next.stage {
@@ -192,7 +210,7 @@ pub async fn persist(
 /// A trigger on the pod that is being left says nothing new, except that there is less time than was known.
 async fn merge_trigger(ctx: &Context, app: MigratableApp) -> Result<MigratableApp, Error> {
     let Some(written) = migration_of(&app).filter(|written| !written.stage.is_over()) else { return Ok(app) };
-    let found = observe::find(ctx, &app, &written.source.pod, Look::Cached).await?;
+    let found = observe::find(ctx, &app, &written.source, Look::Cached).await?;
     let Some(pod) = found.pod else { return Ok(app) };
     let Some(asked) = trigger::of(pod.annotations()) else { return Ok(app) };
     let sooner =

@@ -13,15 +13,16 @@ use migration_proto::agent::Operation;
 use crate::{
     agents::{self, Agent, AgentError},
     api::{
-        MigratableApp, MigrationPolicy,
+        APP_LABEL, MigratableApp, MigratableAppStatus, MigrationPolicy, PodOwner,
         migration::{Migration, MigrationStage, Place},
     },
     context::Context,
     error::Error,
+    injection,
     migration::{FailureKind, Handover, OperationSeen, PodSeen, Residency, Seen},
     placement::{self, Wanted},
-    pods::{AGENT, ROLE_ANNOTATION, container_of},
-    trigger::{self, PRESERVE_ANNOTATION},
+    pods::{AGENT, INJECTED_ANNOTATION, MIGRATION_ANNOTATION, ROLE_ANNOTATION, container_of},
+    trigger::{self, CANCEL_ANNOTATION, PRESERVE_ANNOTATION},
 };
 
 /// Where to look.
@@ -44,19 +45,49 @@ pub struct Found {
     pub doomed: bool,
 }
 
-/// A pod by its name.
+/// Whether a pod is one of an application's: it owns it or, where somebody else makes its pods, the webhook has said so.
+pub fn is_of(app: &MigratableApp, pod: &Pod) -> bool {
+    let owned = pod.owner_references().iter().any(|owner| Some(&owner.uid) == app.metadata.uid.as_ref());
+    owned
+        || (app.spec.injection.is_some()
+            && pod.annotations().contains_key(INJECTED_ANNOTATION)
+            && pod.labels().get(APP_LABEL) == Some(&app.name_any()))
+}
+
+/// Whether a pod is the one that is meant, and not another that has its name.
+pub fn is_at(place: &Place, pod: &Pod) -> bool {
+    let marked = |mark: &String| {
+        pod.metadata.uid.as_ref() == Some(mark) || pod.annotations().get(MIGRATION_ANNOTATION) == Some(mark)
+    };
+    place.pod == pod.name_any() && place.mark.as_ref().is_none_or(marked)
+}
+
+/// How a pod is written down.
+pub fn place_of(app: &MigratableApp, pod: &Pod) -> Place {
+    let takes_name = app.spec.injection.as_ref().is_some_and(|one| one.owner == PodOwner::StatefulSet);
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
+    Place { pod: pod.name_any(), node, mark: pod.metadata.uid.clone().filter(|_| takes_name) }
+}
+
+/// Where the status says that the application runs.
+pub fn current_place(status: &MigratableAppStatus) -> Option<Place> {
+    let pod = status.current_pod_name.clone()?;
+    let node = status.current_node.clone().unwrap_or_default();
+    Some(Place { pod, node, mark: status.current_pod_mark.clone() })
+}
+
+/// The pod that is written down.
 ///
 /// # Errors
 /// When the API server does not answer.
-pub async fn find(ctx: &Context, app: &MigratableApp, name: &str, look: Look) -> Result<Found, Error> {
+pub async fn find(ctx: &Context, app: &MigratableApp, place: &Place, look: Look) -> Result<Found, Error> {
     let namespace = app.namespace().unwrap_or_default();
+    let name = &place.pod;
     let pod = match look {
         Look::Cached => ctx.pods.get(&ObjectRef::new(name).within(&namespace)).map(|pod| (*pod).clone()),
         Look::Fresh => ctx.pods_of(app).get_opt(name).await.map_err(Error::kube("read a pod"))?,
     };
-    let ours = pod.filter(|pod| {
-        pod.owner_references().iter().any(|owner| Some(&owner.uid) == app.metadata.uid.as_ref())
-    });
+    let ours = pod.filter(|pod| is_of(app, pod) && is_at(place, pod));
     let Some(pod) = ours else { return Ok(Found { pod: None, seen: PodSeen::Gone, doomed: false }) };
     let node = match pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) {
         Some(name) => Some(node_of(ctx, &name, look).await?),
@@ -114,9 +145,9 @@ fn of_pod(pod: &Pod, moved: &str) -> PodSeen {
 /// # Errors
 /// When the API server does not answer. Agents that do not answer are part of what is seen.
 pub async fn see(ctx: &Context, app: &MigratableApp, written: &Migration, look: Look) -> Result<Seen, Error> {
-    let source = find(ctx, app, &written.source.pod, look).await?;
+    let source = find(ctx, app, &written.source, look).await?;
     let target = match &written.target {
-        Some(Place { pod, .. }) if *pod != written.source.pod => find(ctx, app, pod, look).await?,
+        Some(place) if *place != written.source => find(ctx, app, place, look).await?,
         Some(_) => Found { pod: source.pod.clone(), seen: source.seen, doomed: source.doomed },
         None => Found { pod: None, seen: PodSeen::Gone, doomed: false },
     };
@@ -127,13 +158,19 @@ pub async fn see(ctx: &Context, app: &MigratableApp, written: &Migration, look: 
         source_doomed: source.doomed,
         target: target.seen,
         target_doomed: target.doomed,
+        target_node: target.pod.as_ref().and_then(|pod| pod.spec.as_ref()?.node_name.clone()),
+        source_released: source.pod.as_ref().is_some_and(injection::is_released),
         operation: if written.operation.is_some() { OperationSeen::Unknown } else { OperationSeen::Absent },
-        cancel: trigger::is_set(app.annotations(), crate::trigger::CANCEL_ANNOTATION),
+        // Where somebody else makes the pods, they outlive the object, and nothing may be left half done.
+        cancel: trigger::is_set(app.annotations(), CANCEL_ANNOTATION)
+            || app.metadata.deletion_timestamp.is_some(),
         preserve_source: trigger::is_set(app.annotations(), PRESERVE_ANNOTATION),
         ..Seen::default()
     };
     let stage = written.stage;
-    if let Some(place) = written.target.as_ref().filter(|_| !bound && !stage.is_over()) {
+    if let Some(place) =
+        written.target.as_ref().filter(|place| !bound && !stage.is_over() && !place.node.is_empty())
+    {
         let node = node_of(ctx, &place.node, look).await?;
         seen.target_doomed = node.is_none_or(|node| placement::is_doomed(&node));
     }
@@ -154,10 +191,15 @@ pub async fn see(ctx: &Context, app: &MigratableApp, written: &Migration, look: 
     if let Some(handover) = &written.handover_id {
         ask_handover(ctx, app, &name, handover, written, &source, &mut seen).await;
     }
-    let damaged =
-        matches!(&seen.operation, OperationSeen::Failed(failure) if failure.kind == FailureKind::Damaged);
+    let damaged = matches!(&seen.operation, OperationSeen::Failed(failure) if failure.kind == FailureKind::Damaged || written.target_takes_name());
     if damaged || returns {
-        seen.checkpoints = checkpoints(ctx, app, &name, [&target, &source]).await;
+        let mut from = vec![target, source];
+        if written.target_takes_name() {
+            // Whichever pod has the name now knows the store.
+            let any = Place { mark: None, ..written.source.clone() };
+            from.push(find(ctx, app, &any, look).await?);
+        }
+        seen.checkpoints = checkpoints(ctx, app, &name, &from).await;
     }
     Ok(seen)
 }
@@ -266,12 +308,7 @@ async fn ask_handover(
 }
 
 /// The committed checkpoints, newest first, from whichever agent can tell.
-async fn checkpoints(
-    ctx: &Context,
-    app: &MigratableApp,
-    name: &str,
-    from: [&Found; 2],
-) -> Option<Vec<String>> {
+async fn checkpoints(ctx: &Context, app: &MigratableApp, name: &str, from: &[Found]) -> Option<Vec<String>> {
     for found in from {
         let Some(agent) = agent_of(ctx, app, found).await else { continue };
         if let Ok(list) = agent.checkpoints(name).await {
@@ -300,8 +337,8 @@ fn find_operation(known: &[Operation], id: &str) -> OperationSeen {
     known.iter().find(|one| one.id == id).map_or(OperationSeen::Absent, agents::seen)
 }
 
-/// Where the application could go.
-fn nodes(ctx: &Context, app: &MigratableApp, source: &str) -> Vec<String> {
+/// Where the application could go, best first.
+pub fn nodes(ctx: &Context, app: &MigratableApp, source: &str) -> Vec<String> {
     let Some(spec) = &app.spec.template.spec else { return Vec::new() };
     let none = MigrationPolicy::default();
     let label = ctx.settings.interruptible_label.as_ref();

@@ -9,8 +9,8 @@ use k8s_openapi::{
 
 use crate::{
     api::{
-        MIGRATION_HISTORY_LIMIT, MigratableAppStatus, MigrationPolicy, MigrationRecord, Phase,
-        migration::{Migration, MigrationStage, MigrationStrategy, Place, TriggeredBy},
+        MIGRATION_HISTORY_LIMIT, MigratableApp, MigratableAppStatus, MigrationPolicy, MigrationRecord, Phase,
+        migration::{Migration, MigrationStage, MigrationStrategy, Place, TargetMadeBy, TriggeredBy},
     },
     migration::since,
     trigger::Trigger,
@@ -78,6 +78,7 @@ pub fn with_migration(status: &MigratableAppStatus, next: &Migration, now: Times
         status.migration.as_ref().is_some_and(|before| before.id == next.id && before.stage.is_over());
     let place = next.may_run_in();
     new.current_pod_name = place.map(|place| place.pod.clone());
+    new.current_pod_mark = place.and_then(|place| place.mark.clone());
     new.current_node = place.map(|place| place.node.clone()).filter(|node| !node.is_empty());
     new.phase = Some(match next.stage {
         MigrationStage::Succeeded | MigrationStage::Cancelled => Phase::Running,
@@ -127,18 +128,30 @@ pub fn failures_in_a_row(status: &MigratableAppStatus) -> u32 {
     u32::try_from(failed).unwrap_or(u32::MAX)
 }
 
+/// The name of the next migration of an application: it follows from the one before, so that everybody who reads the same status knows
+/// it before it is written down.
+pub fn next_id(app: &MigratableApp) -> String {
+    let uid = app.metadata.uid.as_deref().unwrap_or_default();
+    let last = app.status.as_ref().and_then(|status| status.migration.as_ref());
+    let hash = blake3::hash(format!("{uid}-{}", last.map_or("", |last| &last.id)).as_bytes());
+    hash.to_hex()[..16].to_owned()
+}
+
 /// A migration that begins.
 pub fn beginning(
     id: String,
     trigger: &Trigger,
     source: Place,
     policy: &MigrationPolicy,
+    maker: Option<TargetMadeBy>,
     now: Timestamp,
 ) -> Migration {
     // Nothing of a pod that is gone can be dumped.
     let recovers = trigger.by == TriggeredBy::Recovery;
+    // Its target would have to exist beside it.
+    let without_source = maker == Some(TargetMadeBy::StatefulSet);
     let strategy = match policy.strategy() {
-        strategy if recovers && strategy.hands_over() => MigrationStrategy::LazyStorage,
+        strategy if (recovers || without_source) && strategy.hands_over() => MigrationStrategy::LazyStorage,
         strategy => strategy,
     };
     Migration {
@@ -154,6 +167,7 @@ pub fn beginning(
         deadline: trigger.deadline.map(MicroTime),
         source,
         target: None,
+        target_made_by: maker,
         attempt: 1,
         failures: None,
         retry_at: None,
@@ -186,7 +200,7 @@ mod tests {
     }
 
     fn migration(stage: MigrationStage) -> Migration {
-        let source = Place { pod: "a-0".to_owned(), node: "a".to_owned() };
+        let source = Place { pod: "a-0".to_owned(), node: "a".to_owned(), mark: None };
         let trigger = Trigger {
             reason: "why".to_owned(),
             by: TriggeredBy::Person,
@@ -194,7 +208,7 @@ mod tests {
             notice: None,
             checkpoint_only: false,
         };
-        let begun = beginning("i".to_owned(), &trigger, source, &MigrationPolicy::default(), at(0));
+        let begun = beginning("i".to_owned(), &trigger, source, &MigrationPolicy::default(), None, at(0));
         Migration { stage, ..begun }
     }
 
@@ -216,7 +230,7 @@ mod tests {
             moved.id = format!("i{round}");
             moved.source_stopped = Some(true);
             moved.resumed_at = Some(MicroTime(at(5)));
-            moved.target = Some(Place { pod: "a-1".to_owned(), node: "b".to_owned() });
+            moved.target = Some(Place { pod: "a-1".to_owned(), node: "b".to_owned(), mark: None });
             moved.blackout_ms = Some(350);
             status = with_migration(&status, &moved, at(10));
             status = with_migration(&status, &moved, at(11));

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use migration_operator::{
-    api::migration::{Migration, MigrationStage as Stage, MigrationStrategy as Strategy, Place, TriggeredBy},
+    api::migration::{
+        Migration, MigrationStage as Stage, MigrationStrategy as Strategy, Place, TargetMadeBy, TriggeredBy,
+    },
     migration::{
         Decision, Done, Effect, Failure, FailureKind, Handover, Limits, OperationSeen, PodSeen, Residency,
         Seen, decide,
@@ -18,7 +20,7 @@ fn at(seconds: i64) -> Timestamp {
 }
 
 fn place(name: &str) -> Place {
-    Place { pod: format!("app-{name}"), node: name.to_owned() }
+    Place { pod: format!("app-{name}"), node: name.to_owned(), mark: None }
 }
 
 fn migration(stage: Stage) -> Migration {
@@ -35,6 +37,7 @@ fn migration(stage: Stage) -> Migration {
         deadline: None,
         source: place("a"),
         target: None,
+        target_made_by: None,
         attempt: 1,
         failures: None,
         retry_at: None,
@@ -114,12 +117,38 @@ fn written() -> Vec<Migration> {
             ..stopped(stage)
         });
     }
+    // Those of a ReplicaSet know their target's node only when it has a pod, which is seen at once here.
+    let released: Vec<_> = all
+        .iter()
+        .map(|one| Migration { target_made_by: Some(TargetMadeBy::ReplicaSet), ..one.clone() })
+        .collect();
+    let named: Vec<_> = all.iter().filter_map(takes_name).collect();
+    all.extend(released);
+    all.extend(named);
     let spent: Vec<_> = all.iter().map(|one| Migration { failures: Some(2), ..one.clone() }).collect();
     let mut cancelled: Vec<_> =
         all.iter().map(|one| Migration { cancel_requested: Some(true), ..one.clone() }).collect();
     all.extend(spent);
     all.append(&mut cancelled);
     all
+}
+
+/// The same migration of a StatefulSet's pod, if it can have come that far.
+fn takes_name(one: &Migration) -> Option<Migration> {
+    let named = Migration { target_made_by: Some(TargetMadeBy::StatefulSet), ..one.clone() };
+    let before_commit = !one.source_has_stopped();
+    let has_target = one.target.is_some();
+    if one.handover_id.is_some()
+        || one.strategy.hands_over()
+        || one.returns()
+        || (before_commit && has_target)
+    {
+        return None;
+    }
+    let mark = Some(format!("{}-{}", one.id, one.attempt));
+    let target =
+        one.target.as_ref().map(|target| Place { pod: one.source.pod.clone(), mark, ..target.clone() });
+    Some(Migration { target, ..named })
 }
 
 fn operations() -> Vec<OperationSeen> {
@@ -173,7 +202,7 @@ fn every_case(mut check: impl FnMut(&Migration, &Seen)) -> usize {
                             {
                                 continue;
                             }
-                            for bits in 0..16 {
+                            for bits in 0..32 {
                                 let bit = |place: u32| bits >> place & 1 == 1;
                                 check(
                                     &written,
@@ -182,6 +211,9 @@ fn every_case(mut check: impl FnMut(&Migration, &Seen)) -> usize {
                                         source_doomed: bit(0),
                                         target,
                                         target_doomed: bit(1),
+                                        target_node: Some("b".to_owned()),
+                                        refused: None,
+                                        source_released: bit(4),
                                         nodes: if bit(2) { vec!["b".into(), "c".into()] } else { Vec::new() },
                                         operation: operation.clone(),
                                         handover,
@@ -238,6 +270,22 @@ fn every_effect_is_covered_by_what_is_written_and_seen() {
                         "{written:?} {seen:?}"
                     );
                 }
+                Effect::PutBack => {
+                    assert!(written.stage.is_over() && seen.source_released, "{written:?} {seen:?}");
+                    assert_eq!(written.may_run_in(), Some(&written.source), "{written:?} {seen:?}");
+                    assert!(written.operation.is_none(), "{written:?} {seen:?}");
+                }
+                // The target is to have its name.
+                Effect::DeleteSource if written.stage == Stage::ChoosingTarget => {
+                    assert!(
+                        written.target_takes_name() && written.source_has_stopped(),
+                        "{written:?} {seen:?}"
+                    );
+                    assert!(
+                        written.operation.is_none() && written.handover_id.is_none(),
+                        "{written:?} {seen:?}"
+                    );
+                }
                 Effect::DeleteSource => {
                     assert!(
                         matches!(written.stage, Stage::RemovingSource | Stage::Succeeded),
@@ -259,7 +307,7 @@ fn every_effect_is_covered_by_what_is_written_and_seen() {
         }
     });
     assert!(cases > 30_000, "{cases}");
-    assert_eq!(effects.len(), 6, "{effects:?}");
+    assert_eq!(effects.len(), 7, "{effects:?}");
 }
 
 #[test]

@@ -1,14 +1,16 @@
-//! Migrations in a small world in which anything fails at any moment: agents, pods, nodes, and the operator between what it
-//! writes down and what it does.
+//! Migrations in a small world in which anything fails at any moment: agents, pods, nodes, the operator between what it writes down
+//! and what it does, and the webhook while a controller makes a pod.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use migration_operator::{
-    api::migration::{Migration, MigrationStage as Stage, MigrationStrategy, TargetLost},
+    api::migration::{
+        Migration, MigrationStage as Stage, MigrationStrategy, Place, TargetLost, TargetMadeBy,
+    },
     migration::{
         Decision, Done, Effect, Failure, FailureKind, Handover, Limits, OperationSeen, PodSeen, Residency,
-        Seen, decide,
+        Seen, decide, next_targets,
     },
 };
 use proptest::{prelude::*, strategy::Strategy as Generator};
@@ -50,6 +52,8 @@ enum Happens {
     Late(u64),
     /// Somebody else writes at the same time.
     Conflict,
+    /// The webhook is not asked about the next pod that a controller makes.
+    Unhooked,
 }
 
 fn happens() -> impl Generator<Value = Happens> {
@@ -71,11 +75,13 @@ fn happens() -> impl Generator<Value = Happens> {
         2 => Just(Happens::Forgets),
         2 => (1u64..100).prop_map(Happens::Late),
         2 => Just(Happens::Conflict),
+        2 => Just(Happens::Unhooked),
     ]
 }
 
 #[derive(Clone, Debug)]
 struct Story {
+    maker: Option<TargetMadeBy>,
     strategy: MigrationStrategy,
     deadline_s: Option<u64>,
     checkpoint_before: bool,
@@ -94,9 +100,19 @@ fn story() -> impl Generator<Value = Story> {
     // Most of what matters happens in the first seconds.
     let when = prop_oneof![3 => 0u64..40, 1 => 0u64..700];
     let events = proptest::collection::vec((when, happens()), 0..9);
-    (strategy, deadline, any::<bool>(), events).prop_map(
-        |(strategy, deadline_s, checkpoint_before, events)| Story {
-            strategy,
+    let maker = prop_oneof![
+        2 => Just(None),
+        1 => Just(Some(TargetMadeBy::ReplicaSet)),
+        1 => Just(Some(TargetMadeBy::StatefulSet)),
+    ];
+    (maker, strategy, deadline, any::<bool>(), events).prop_map(
+        |(maker, strategy, deadline_s, checkpoint_before, events)| Story {
+            maker,
+            // Nothing can be handed over to what does not exist yet.
+            strategy: match maker {
+                Some(TargetMadeBy::StatefulSet) if strategy.hands_over() => MigrationStrategy::LazyStorage,
+                _ => strategy,
+            },
             deadline_s,
             checkpoint_before,
             events,
@@ -110,6 +126,13 @@ struct Pod {
     silent_until: u64,
     /// Its journal.
     operations: BTreeMap<String, Operation>,
+    /// It started anew, and is another application, or, with this one's name, another run of it.
+    anew: bool,
+}
+
+/// What tells pods apart: a name, or what stands for it where several have one.
+fn key(place: &Place) -> String {
+    place.mark.clone().unwrap_or_else(|| place.pod.clone())
 }
 
 #[derive(Clone, Debug)]
@@ -157,6 +180,12 @@ struct World {
     on_their_way: Vec<(u64, Effect, Migration)>,
     ids: u64,
     log: Vec<String>,
+    /// Whether the source was released from its ReplicaSet.
+    released: bool,
+    /// Pods about which the webhook will not be asked.
+    unhooked: u32,
+    /// When the controller has its next turn.
+    controls_at: u64,
 }
 
 fn at(tick: u64) -> Timestamp {
@@ -173,15 +202,18 @@ impl World {
         }))
         .unwrap();
         let deadline = story.deadline_s.map(|seconds| MicroTime(at(0) + Duration::from_secs(seconds)));
-        let written = Migration { strategy: story.strategy, deadline, ..written };
-        let source = Pod { ready_at: 0, silent_until: 0, operations: BTreeMap::new() };
+        let mut written =
+            Migration { strategy: story.strategy, deadline, target_made_by: story.maker, ..written };
+        written.source.mark = written.target_takes_name().then(|| "uid-0".to_owned());
+        let source = new_pod(0, false);
+        let place = key(&written.source);
         Self {
             tick: 0,
             written,
-            pods: BTreeMap::from([("app-0".to_owned(), source)]),
+            pods: BTreeMap::from([(place.clone(), source)]),
             doomed: Vec::new(),
             dead: Vec::new(),
-            runs: vec!["app-0".to_owned()],
+            runs: vec![place],
             stopped: None,
             checkpoints: if story.checkpoint_before { vec!["P0".into()] } else { Vec::new() },
             filling_until: 0,
@@ -196,13 +228,16 @@ impl World {
             on_their_way: Vec::new(),
             ids: 0,
             log: Vec::new(),
+            released: false,
+            unhooked: 0,
+            controls_at: 0,
         }
     }
 
     fn pod_of(&self, which: Which) -> Option<String> {
         match which {
-            Which::Source => Some(self.written.source.pod.clone()),
-            Which::Target => self.written.target.as_ref().map(|target| target.pod.clone()),
+            Which::Source => Some(key(&self.written.source)),
+            Which::Target => self.written.target.as_ref().map(key),
         }
     }
 
@@ -229,6 +264,7 @@ impl World {
             Happens::Forgets => self.forgets += 1,
             Happens::Late(ticks) => self.late.push(*ticks),
             Happens::Conflict => self.conflicts += 1,
+            Happens::Unhooked => self.unhooked += 1,
         }
     }
 
@@ -332,12 +368,12 @@ impl World {
 
     fn see(&mut self) -> Seen {
         let written = self.written.clone();
-        let source = self.pod_seen(&written.source.pod);
-        let target = written.target.as_ref().map_or(PodSeen::Gone, |target| self.pod_seen(&target.pod));
+        let source = self.pod_seen(&key(&written.source));
+        let target = written.target.as_ref().map_or(PodSeen::Gone, |target| self.pod_seen(&key(target)));
         let asked =
             if written.source_has_stopped() { written.target.as_ref() } else { Some(&written.source) };
         let operation = match (&written.operation, asked) {
-            (Some(id), Some(place)) => match (self.pod_seen(&place.pod), self.pods.get(&place.pod)) {
+            (Some(id), Some(place)) => match (self.pod_seen(&key(place)), self.pods.get(&key(place))) {
                 (PodSeen::Ready, Some(pod)) => match pod.operations.get(id) {
                     None => OperationSeen::Absent,
                     Some(Operation { ended: None, .. }) => OperationSeen::Running,
@@ -386,6 +422,11 @@ impl World {
             source_doomed: self.is_doomed(&written.source.node),
             target,
             target_doomed: written.target.as_ref().is_some_and(|target| self.is_doomed(&target.node)),
+            // Wherever a controller's pod comes to, it is not where it was.
+            target_node: (target != PodSeen::Gone && written.target_made_by.is_some())
+                .then(|| "b".to_owned()),
+            refused: None,
+            source_released: self.released && source != PodSeen::Gone,
             nodes: NODES.iter().filter(usable).map(|&node| node.to_owned()).collect(),
             operation,
             handover,
@@ -424,8 +465,12 @@ impl World {
                         && let Some(ticks) = self.late.pop()
                     {
                         self.on_their_way.push((self.tick + ticks, effect, written));
-                    } else {
-                        self.does(effect, &written);
+                    } else if let Some(why) = self.does(effect, &written) {
+                        let seen = Seen { target: PodSeen::Ended, refused: Some(why), ..seen };
+                        if let Decision::Record(next) = decide(&self.written, &seen, limits, at(self.tick)) {
+                            self.log.push(format!("{}: {:?} {:?}", self.tick, next.stage, next.message));
+                            self.written = *next;
+                        }
                     }
                     return;
                 }
@@ -434,23 +479,40 @@ impl World {
         }
     }
 
-    fn does(&mut self, effect: Effect, written: &Migration) {
+    /// Gives why it cannot be done.
+    fn does(&mut self, effect: Effect, written: &Migration) -> Option<String> {
         self.log.push(format!("{}: {effect:?} {:?}", self.tick, written.operation));
         let target = written.target.as_ref();
         match effect {
             Effect::CreateTarget => {
                 let target = target.expect("a target is written down");
-                let ready_at = self.tick + 10;
-                let pod = Pod { ready_at, silent_until: 0, operations: BTreeMap::new() };
-                self.pods.entry(target.pod.clone()).or_insert(pod);
+                return match written.target_made_by {
+                    None => {
+                        let pod = new_pod(self.tick + 10, false);
+                        self.pods.entry(target.pod.clone()).or_insert(pod);
+                        None
+                    }
+                    Some(maker) => self.make_way(written, target, maker),
+                };
+            }
+            Effect::PutBack => {
+                let source = key(&written.source);
+                assert!(
+                    self.runs.contains(&source) || !self.pods.contains_key(&source),
+                    "{}",
+                    self.log.join("\n")
+                );
+                self.released = false;
             }
             Effect::DeleteTarget => {
-                let name = target.expect("a target is written down").pod.clone();
+                let name = key(target.expect("a target is written down"));
                 assert!(!self.runs.contains(&name), "what is deleted runs: {}", self.log.join("\n"));
                 self.end_pod(&name);
             }
             Effect::DeleteSource => {
-                let name = written.source.pod.clone();
+                let name = key(&written.source);
+                let kept = written.resumed_at.is_some() || !self.checkpoints.is_empty();
+                assert!(kept, "there is nothing else: {}", self.log.join("\n"));
                 assert!(
                     !self.runs.contains(&name),
                     "the source is deleted and runs: {}",
@@ -461,19 +523,93 @@ impl World {
                 assert!(!needed, "the source is deleted and needed: {}", self.log.join("\n"));
                 self.end_pod(&name);
             }
-            Effect::Dump => self.begin(&written.source.pod, written, true),
+            Effect::Dump => self.begin(&key(&written.source), written, true),
             Effect::Restore => {
-                let name = target.expect("a target is written down").pod.clone();
+                let name = key(target.expect("a target is written down"));
                 self.begin(&name, written, false);
             }
             Effect::Cancel => {
                 let place = if written.source_has_stopped() { target } else { Some(&written.source) };
-                let Some(pod) = place.and_then(|place| self.pods.get_mut(&place.pod)) else { return };
+                let pod = place.and_then(|place| self.pods.get_mut(&key(place)))?;
                 let operation = written.operation.as_ref().and_then(|id| pod.operations.get_mut(id));
                 if let Some(operation) = operation.filter(|operation| operation.ended.is_none()) {
                     let kind = FailureKind::Passing;
                     let failure = Failure { kind, message: "cancelled".into(), checkpoint: None };
                     operation.ended = Some(OperationSeen::Failed(failure));
+                }
+            }
+        }
+        None
+    }
+
+    /// As the operator does it: what is in the way and runs nothing of this is ended.
+    fn make_way(&mut self, written: &Migration, target: &Place, maker: TargetMadeBy) -> Option<String> {
+        if self.pods.contains_key(&key(target)) {
+            return None;
+        }
+        let source = key(&written.source);
+        let others = |world: &Self, anew: bool| -> Vec<String> {
+            let other = |(name, pod): &(&String, &Pod)| **name != source && pod.anew == anew;
+            world.pods.iter().filter(other).map(|(name, _)| name.clone()).collect()
+        };
+        for name in others(self, false) {
+            assert!(!self.runs.contains(&name), "what is deleted runs: {}", self.log.join("\n"));
+            self.end_pod(&name);
+        }
+        let wrong = others(self, true);
+        match maker {
+            TargetMadeBy::ReplicaSet => {
+                self.released = true;
+                (!wrong.is_empty()).then(|| "it has all the pods it wants".to_owned())
+            }
+            TargetMadeBy::StatefulSet => {
+                assert!(!self.pods.contains_key(&source), "the source is there: {}", self.log.join("\n"));
+                wrong.iter().for_each(|name| self.end_pod(name));
+                (!wrong.is_empty()).then(|| "it was made without waiting".to_owned())
+            }
+        }
+    }
+
+    /// A controller has its turn: it has one pod, whatever becomes of it.
+    fn control(&mut self) {
+        let Some(maker) = self.written.target_made_by.filter(|_| self.tick >= self.controls_at) else {
+            return;
+        };
+        let source = key(&self.written.source);
+        let own: Vec<String> =
+            self.pods.keys().filter(|name| **name != source || !self.released).cloned().collect();
+        if let Some(surplus) = own.iter().find(|name| **name != source).filter(|_| own.len() > 1) {
+            assert!(
+                !self.runs.contains(surplus) || self.pods[surplus].anew,
+                "{surplus}\n{}",
+                self.log.join("\n")
+            );
+            let surplus = surplus.clone();
+            self.end_pod(&surplus);
+            return;
+        }
+        if !own.is_empty() {
+            return;
+        }
+        self.controls_at = self.tick + 5;
+        let asked = self.unhooked == 0;
+        self.unhooked = self.unhooked.saturating_sub(1);
+        let moves = !self.written.stage.is_over() && self.written.stage != Stage::RemovingSource;
+        let places = if asked && moves { next_targets(&self.written, maker) } else { Vec::new() };
+        let place = places.into_iter().find(|place| !self.pods.contains_key(&key(place)));
+        self.ids += 1;
+        match place {
+            Some(place) => {
+                self.log.push(format!("{}: made {place:?}", self.tick));
+                self.pods.insert(key(&place), new_pod(self.tick + 10, false));
+            }
+            None => {
+                let name = format!("anew-{}", self.ids);
+                self.log.push(format!("{}: made {name}", self.tick));
+                self.pods.insert(name.clone(), new_pod(self.tick + 10, true));
+                // Beside a ReplicaSet's it is another application.
+                if maker == TargetMadeBy::StatefulSet {
+                    self.runs.push(name);
                 }
             }
         }
@@ -515,11 +651,16 @@ impl World {
         self.agents_work();
         let arrived: Vec<_> = self.on_their_way.extract_if(.., |(when, ..)| *when <= self.tick).collect();
         for (_, effect, written) in arrived {
-            self.does(effect, &written);
+            let _ = self.does(effect, &written);
         }
         self.operate(limits);
+        self.control();
         assert!(self.runs.len() <= 1, "two runners {:?}:\n{}", self.runs, self.log.join("\n"));
     }
+}
+
+fn new_pod(ready_at: u64, anew: bool) -> Pod {
+    Pod { ready_at, silent_until: 0, operations: BTreeMap::new(), anew }
 }
 
 proptest! {
@@ -546,9 +687,11 @@ proptest! {
             world.step(&limits);
         }
         let written = &world.written;
-        let place = written.may_run_in().map(|place| place.pod.clone());
+        let place = written.may_run_in().map(key);
         let log = world.log.join("\n");
         prop_assert_eq!(&written.operation, &None, "{:?}\n{}", written, log);
+        // What started anew under its name is not what was moved: that is a checkpoint, and it is said so.
+        world.runs.retain(|name| !name.starts_with("anew-"));
         match (&world.runs[..], place) {
             ([runs], place) => prop_assert_eq!(Some(runs), place.as_ref(), "it runs elsewhere than is written\n{}", log),
             ([], Some(place)) => {
@@ -561,10 +704,44 @@ proptest! {
             // What was dumped is in the store, and everybody can see that it does not run.
             _ => prop_assert!(written.stage != Stage::Succeeded, "{:?}\n{}", written, log),
         }
+        // What runs on where it was is its ReplicaSet's.
+        let source = key(&written.source);
+        prop_assert!(!(world.released && world.runs.contains(&source)), "{:?}\n{}", written, log);
         // Nothing stays stopped for ever beside a copy of it that does not exist.
         if let Some(stopped) = &world.stopped {
             let claimed_and_lost = stopped.claimed;
             prop_assert!(claimed_and_lost, "{:?}\n{}", stopped, log);
         }
+    }
+}
+
+#[test]
+fn with_nothing_in_its_way_every_application_moves_whoever_makes_its_pods() {
+    let makers = [None, Some(TargetMadeBy::ReplicaSet), Some(TargetMadeBy::StatefulSet)];
+    for (maker, unhooked) in makers.into_iter().flat_map(|maker| [(maker, 0), (maker, 1)]) {
+        let strategy = MigrationStrategy::LazyStorage;
+        let mut story =
+            Story { maker, strategy, deadline_s: None, checkpoint_before: true, events: Vec::new() };
+        story.events.extend((0..unhooked).map(|_| (0, Happens::Unhooked)));
+        let limits = Limits { look: Duration::from_millis(TICK_MS), ..Limits::default() };
+        let mut world = World::new(&story);
+        story.events.iter().for_each(|(_, event)| world.happens(event));
+        for _ in 0..1000 {
+            world.step(&limits);
+        }
+        let log = world.log.join("\n");
+        // A replica that was made while nobody was asked leaves its ReplicaSet no reason to make another.
+        if (maker, unhooked) == (Some(TargetMadeBy::ReplicaSet), 1) {
+            assert_eq!(world.written.stage, Stage::Failed, "{log}");
+            assert_eq!(
+                (world.runs, world.pods.len(), world.released),
+                (vec!["app-0".to_owned()], 1, false),
+                "{log}"
+            );
+            continue;
+        }
+        assert_eq!(world.written.stage, Stage::Succeeded, "{log}");
+        let target = key(world.written.target.as_ref().unwrap());
+        assert_eq!((&world.runs, world.pods.len()), (&vec![target], 1), "{log}");
     }
 }

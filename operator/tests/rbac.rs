@@ -20,7 +20,7 @@ use migration_operator::{
 };
 use serde_json::{Value, json};
 
-use self::support::Scene;
+use self::support::{Scene, deployed::Deployed};
 
 /// The namespaces of one test: the operator's, one that may have applications, one that may not.
 struct Place {
@@ -165,7 +165,13 @@ async fn what_is_not_in_the_table_is_refused() {
         ("create", "pods", Some(system)),
         ("patch", "nodes", None),
         ("update", "migratableapps.migration.io", Some(allowed)),
-        ("delete", "migratableapps.migration.io", Some(allowed)),
+        ("create", "migratableapps.migration.io", Some(other)),
+        ("delete", "migratableapps.migration.io", Some(other)),
+        ("get", "replicasets.apps", Some(other)),
+        ("list", "replicasets.apps", Some(allowed)),
+        ("patch", "replicasets.apps", Some(allowed)),
+        ("patch", "statefulsets.apps", Some(allowed)),
+        ("patch", "pods --subresource=status", Some(other)),
         ("create", "clusterroles.rbac.authorization.k8s.io", None),
         ("create", "rolebindings.rbac.authorization.k8s.io", Some(allowed)),
         ("patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io/another", None),
@@ -247,4 +253,29 @@ async fn an_application_moves_with_exactly_these_rights() {
     assert_eq!(after.migration.map(|migration| migration.stage), Some(MigrationStage::Succeeded));
     assert_ne!(after.current_node, Some(scene.node("a")));
     operator.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_of_others_move_with_exactly_these_rights() {
+    let place = Deployed::new("others", json!({})).await;
+    let cluster = Cluster::shared_with_controllers().unwrap();
+    let namespace = &place.scene.namespace;
+    let client = operator(cluster, namespace, namespace).await;
+    let _operator = place.operator_as(client).await;
+    place.deploy("web", 1).await;
+    place.stateful("db", 1).await;
+    place.bare("cache").await;
+    for name in ["web", "db", "cache"] {
+        let app = place.until_running(name, 1).await.remove(0);
+        place.scene.trigger(&app).await;
+        let after = place.scene.until_over(&app, 1).await;
+        let ended = after.migration.clone().map(|migration| migration.stage);
+        assert_eq!(ended, Some(MigrationStage::Succeeded), "{}", support::pretty(&after));
+        place.until_pods(name, 1).await;
+    }
+    place.assert_nothing_ran_twice();
+    // And an application goes with its pod.
+    let pod = place.until_pods("cache", 1).await.remove(0);
+    place.scene.pods().delete(&kube::ResourceExt::name_any(&pod), &DeleteParams::default()).await.unwrap();
+    place.until_ended("cache").await;
 }

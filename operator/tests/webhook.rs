@@ -14,7 +14,7 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, ResourceExt,
     api::{ListParams, Patch, PatchParams, PostParams},
-    runtime::{reflector, watcher},
+    runtime::reflector,
 };
 use migration_kube::Cluster;
 use migration_operator::{
@@ -22,7 +22,7 @@ use migration_operator::{
     certificates::{self, Authorities, Identity},
     context::{Context, Settings},
     migration::Limits,
-    pods::AgentSettings,
+    pods::{AgentSettings, INJECTED_ANNOTATION},
     webhook::{self, Serving},
 };
 use serde_json::{Value, json};
@@ -37,8 +37,6 @@ struct Place {
     system: String,
     namespace: String,
     authorities: Authorities,
-    context: Arc<Context>,
-    pods: reflector::store::Writer<Pod>,
     server: JoinHandle<()>,
 }
 
@@ -54,6 +52,7 @@ fn from_json<T: serde::de::DeserializeOwned>(value: Value) -> T {
 
 async fn place(defaults: Option<&str>) -> Place {
     let cluster = Cluster::shared_with_controllers().unwrap();
+    cluster.install(&migration_operator::api::definition().unwrap()).await.unwrap();
     let client = cluster.client().await.unwrap();
     let system = cluster.namespace("system").await.unwrap();
     let namespace = cluster.namespace("webhook").await.unwrap();
@@ -74,7 +73,7 @@ async fn place(defaults: Option<&str>) -> Place {
         resync: Duration::from_secs(30),
         only: None,
     };
-    let (reader, pods) = reflector::store();
+    let (reader, _) = reflector::store();
     let (nodes, _) = reflector::store();
     let leading = Arc::new(AtomicBool::new(true));
     let agents = Arc::new(Mtls::new(PORT));
@@ -110,7 +109,7 @@ async fn place(defaults: Option<&str>) -> Place {
     hook["timeoutSeconds"] = json!(30);
     let configuration: MutatingWebhookConfiguration = from_json(shipped);
     Api::all(client.clone()).create(&PostParams::default(), &configuration).await.unwrap();
-    let place = Place { cluster, client, system, namespace, authorities, context, pods, server };
+    let place = Place { cluster, client, system, namespace, authorities, server };
     place.wait_until_asked().await;
     place
 }
@@ -175,7 +174,7 @@ fn pod(name: &str, asks: bool, command: Option<&str>) -> Pod {
 }
 
 fn is_treated(pod: &Pod) -> bool {
-    pod.annotations().contains_key(webhook::INJECTED_ANNOTATION)
+    pod.annotations().contains_key(INJECTED_ANNOTATION)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -323,36 +322,6 @@ async fn a_deployment_does_not_fight_what_was_added_to_its_pods() {
     };
     let later = pods.list(&ListParams::default()).await.unwrap().items;
     assert_eq!(uids(later), uids(first));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn secrets_belong_to_their_pod_and_are_renewed() {
-    let mut place = place(Some(DEFAULTS)).await;
-    let made: Pod =
-        place.api().create(&PostParams::default(), &pod("db-0", true, Some("web"))).await.unwrap();
-    let spec = made.spec.clone().unwrap();
-    let name =
-        spec.volumes.iter().flatten().find_map(|volume| volume.secret.as_ref()?.secret_name.clone()).unwrap();
-    let secrets: Api<Secret> = place.api();
-    let before = secrets.get(&name).await.unwrap();
-    place.pods.apply_watcher_event(&watcher::Event::Apply(made.clone()));
-    let context = place.context.clone();
-    let keeping = tokio::spawn(async move { webhook::keep(&context).await });
-    let begun = Instant::now();
-    let after = loop {
-        let secret = secrets.get(&name).await.unwrap();
-        if secret.metadata.owner_references.is_some() {
-            break secret;
-        }
-        assert!(begun.elapsed() < PATIENCE);
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    };
-    keeping.abort();
-    let owner = &after.metadata.owner_references.unwrap()[0];
-    assert_eq!((owner.kind.as_str(), Some(&owner.uid)), ("Pod", made.metadata.uid.as_ref()));
-    let (before, after) = (before.data.unwrap(), after.data.unwrap());
-    assert_ne!(before["tls.crt"], after["tls.crt"]);
-    assert_eq!(before["ca.crt"], after["ca.crt"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

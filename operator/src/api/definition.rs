@@ -106,6 +106,10 @@ pub(super) fn spec_rules() -> Value {
             "spec.container cannot be changed, because the checkpoints are of its processes: create another MigratableApp",
         ),
         rule(
+            "has(self.injection) == has(oldSelf.injection) && (!has(self.injection) || self.injection == oldSelf.injection)",
+            "spec.injection cannot be changed: it says whose pods these are; leave it as it is",
+        ),
+        rule(
             "self.template.spec.containers.all(c, c.name != 'migration-agent')",
             "spec.template.spec.containers must not have one named migration-agent: that is the operator's, use another name",
         ),

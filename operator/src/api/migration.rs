@@ -39,6 +39,9 @@ pub struct Migration {
     /// Where it is to run; the source itself when it is brought back there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Place>,
+    /// Who makes the target's pod, if it is not the operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_made_by: Option<TargetMadeBy>,
     /// Which try this is, from 1. Operations and pods of different tries have different names.
     #[schemars(range(min = 1))]
     pub attempt: u32,
@@ -129,6 +132,11 @@ impl Migration {
         self.handover_id.is_some() && (self.stage == MigrationStage::TakingBack || left_over)
     }
 
+    /// Whether the target's pod can exist only when the source's does not any more.
+    pub fn target_takes_name(&self) -> bool {
+        self.target_made_by == Some(TargetMadeBy::StatefulSet)
+    }
+
     /// Whether it is being brought back to where it was.
     pub fn returns(&self) -> bool {
         self.target.as_ref() == Some(&self.source)
@@ -176,6 +184,15 @@ pub enum TargetLost {
     MayHaveRun,
 }
 
+/// A controller that makes the target's pod, because it makes all pods of the application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum TargetMadeBy {
+    /// It makes a pod for one that is released from it, beside that one.
+    ReplicaSet,
+    /// It makes a pod of the same name once the one before is gone.
+    StatefulSet,
+}
+
 /// Who asked for a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum TriggeredBy {
@@ -214,6 +231,10 @@ impl MigrationStrategy {
 pub struct Place {
     /// The pod's name.
     pub pod: String,
-    /// The node's name.
+    /// The node's name; empty while that is not known.
     pub node: String,
+    /// What tells the pod from others that had its name or will have it: its uid or, if it was made for a migration, its annotation
+    /// `migration.io/migration`. Absent where no two pods have one name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<String>,
 }

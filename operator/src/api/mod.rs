@@ -28,6 +28,7 @@
 
 mod checkpoint_policy;
 mod definition;
+mod injection;
 pub mod migration;
 mod migration_policy;
 mod status;
@@ -35,6 +36,7 @@ mod storage;
 
 pub use checkpoint_policy::{CheckpointPolicy, DeadlineScheduler};
 pub use definition::definition;
+pub use injection::{Injection, PodOwner};
 pub use migration_policy::{MigrationPolicy, Quiesce};
 pub use status::{CheckpointStatus, MIGRATION_HISTORY_LIMIT, MigratableAppStatus, MigrationRecord, Phase};
 pub use storage::{Storage, StorageType};
@@ -101,6 +103,10 @@ pub struct MigratableAppSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = "Retain"))]
     pub deletion_policy: Option<DeletionPolicy>,
+    /// Who makes the application's pods, where that is not this object: the operator writes it for pods with the annotation
+    /// `migration.io/enabled`, and nobody else should. It cannot be changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub injection: Option<Injection>,
 }
 
 /// What becomes of checkpoints when nobody manages them any more.

@@ -29,6 +29,9 @@ pub struct MigratableAppStatus {
     /// Pod the application runs in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_pod_name: Option<String>,
+    /// What tells that pod from others of its name, as in `migration.source.mark`; absent where no two pods have one name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current_pod_mark: Option<String>,
     /// The newest checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_status: Option<CheckpointStatus>,

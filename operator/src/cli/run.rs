@@ -175,8 +175,6 @@ async fn work(typed: &Run) -> Result<(), String> {
                 let (client, namespace) = for_certificates;
                 if let Some(webhook) = &webhook {
                     let _ = webhook.context.set(context.clone());
-                    let context = context.clone();
-                    tokio::spawn(async move { webhook::keep(&context).await });
                 }
                 let ready = health.ready.clone();
                 tokio::spawn(renew_certificates(

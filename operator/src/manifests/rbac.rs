@@ -4,7 +4,8 @@
 //!
 //! - [`CLUSTER`], everywhere: sees applications, pods and nodes, reports, and keeps its own webhook's certificate current. It
 //!   can read no Secret and create no pod.
-//! - [`NAMESPACE`], in the namespaces that an administrator allows: makes pods and the Secrets they mount. Whoever may create
+//! - [`NAMESPACE`], in the namespaces that an administrator allows: makes pods and the Secrets they mount, and the applications of pods
+//!   that ask to be migratable by annotation. Whoever may create
 //!   pods in a namespace can read its Secrets by mounting them, so that this right is given for each namespace alone.
 //! - [`SYSTEM`], in the operator's own namespace: the credentials that are mirrored, the authority, the lease, the defaults.
 //!
@@ -87,7 +88,35 @@ pub const NAMESPACE: &[Rule] = &[
         resource: "pods",
         names: &[],
         verbs: &["create", "delete", "patch"],
-        why: "applications' pods; patch takes back what was asked for by annotation",
+        why: "applications' pods; patch takes back what was asked for by annotation, and releases a pod from its ReplicaSet",
+    },
+    Rule {
+        group: "",
+        resource: "pods/status",
+        names: &[],
+        verbs: &["patch"],
+        why: "a target's pod is ready only when the application runs in it",
+    },
+    Rule {
+        group: "migration.io",
+        resource: "migratableapps",
+        names: &[],
+        verbs: &["create", "delete"],
+        why: "those of pods that ask to be migratable by annotation; they come and go with their pods",
+    },
+    Rule {
+        group: "apps",
+        resource: "replicasets",
+        names: &[],
+        verbs: &["get"],
+        why: "whether a ReplicaSet will replace a pod that is released from it",
+    },
+    Rule {
+        group: "apps",
+        resource: "statefulsets",
+        names: &[],
+        verbs: &["get"],
+        why: "whether a StatefulSet still wants a pod that is gone",
     },
     Rule {
         group: "",

@@ -48,12 +48,15 @@ pub(super) fn go_on(case: &Case<'_>, next: &mut Migration) {
 /// A node is chosen for what is in the store, or stopped at the source.
 pub(super) fn choose(case: &Case<'_>) -> Decision {
     if case.timed_out() {
-        return give_up(case, "no node was found in time");
+        return give_up(case, case.last_message("no node was found in time"));
     }
     if let Some(rest) = case.rests() {
         return Decision::Wait(rest);
     }
     let exhausted = case.failures() >= case.limits.budget;
+    if case.written.target_takes_name() {
+        return take_name(case, exhausted);
+    }
     let node = case.node().filter(|_| !exhausted);
     if let Some(node) = node {
         return case.record(|next| {
@@ -71,10 +74,28 @@ pub(super) fn choose(case: &Case<'_>) -> Decision {
             begin_restore(next);
         });
     }
+    // Where no pod has ever come, another checkpoint would not be better.
+    if exhausted && case.written.target_made_by.is_some() && case.written.failed_nodes.is_empty() {
+        return give_up(case, case.last_message("no pod could be made for it"));
+    }
     if exhausted {
         return older(case, "the checkpoint could not be restored anywhere");
     }
     case.wait()
+}
+
+/// The target gets the source's name, as soon as the source is gone. Nothing runs there: it was dumped, or lost.
+fn take_name(case: &Case<'_>, exhausted: bool) -> Decision {
+    match case.seen.source {
+        // No pod has come into which it could be restored: another checkpoint would not be better.
+        _ if exhausted => give_up(case, case.last_message("no pod could be made for it")),
+        PodSeen::Gone | PodSeen::Ended => case.record(|next| {
+            next.stage = MigrationStage::Preparing;
+            next.target = Some(case.place(""));
+        }),
+        PodSeen::Leaving => case.wait(),
+        PodSeen::Starting | PodSeen::Ready | PodSeen::Silent => Decision::Do(Effect::DeleteSource),
+    }
 }
 
 /// The target's pod becomes ready.
@@ -90,10 +111,11 @@ pub(super) fn prepare(case: &Case<'_>) -> Decision {
             Some(rest) => Decision::Wait(rest),
             None => case.record(begin_restore),
         },
-        PodSeen::Gone => Decision::Do(Effect::CreateTarget),
-        PodSeen::Ended | PodSeen::Leaving => {
-            failed(case, FailureKind::Passing, "the target's pod ended before it was ready")
+        PodSeen::Gone if case.never_made() => {
+            failed(case, FailureKind::Passing, "the target's pod was not made in time")
         }
+        PodSeen::Gone => Decision::Do(Effect::CreateTarget),
+        PodSeen::Ended | PodSeen::Leaving => failed(case, FailureKind::Passing, case.why_not_ready()),
         PodSeen::Starting | PodSeen::Silent if case.lasted() > case.limits.prepare => {
             failed(case, FailureKind::Passing, "the target's pod did not become ready in time")
         }
@@ -158,6 +180,14 @@ fn failed(case: &Case<'_>, kind: FailureKind, message: &str) -> Decision {
         | FailureKind::Refused
         | FailureKind::Strategy => give_up(case, message),
         FailureKind::Damaged => older(case, message),
+        // There is no other pod to try, and the pod was not at fault.
+        FailureKind::Passing | FailureKind::NoProcesses
+            if case.written.target_takes_name()
+                && matches!(case.seen.operation, OperationSeen::Failed(_))
+                && case.failures() + 1 >= case.limits.budget =>
+        {
+            older(case, message)
+        }
         // Another machine would not help; what has been prepared stays.
         FailureKind::Store => case.record(|next| {
             next.stage = MigrationStage::Preparing;
@@ -301,6 +331,10 @@ pub(super) fn remove_source(case: &Case<'_>) -> Decision {
 /// The source of a migration that has succeeded goes when nobody needs it.
 pub(super) fn leave_source(case: &Case<'_>) -> Decision {
     let gone = matches!(case.seen.source, PodSeen::Gone | PodSeen::Leaving);
+    // It did not move: it is its ReplicaSet's again, which ends the pod that was to replace it.
+    if case.seen.source_released && !gone && case.written.may_run_in() == Some(&case.written.source) {
+        return Decision::Do(Effect::PutBack);
+    }
     if case.written.stage != MigrationStage::Succeeded || gone || case.seen.preserve_source {
         return Decision::Over;
     }

@@ -21,6 +21,8 @@ pub(super) fn choose(case: &Case<'_>) -> Decision {
         return Decision::Wait(rest);
     }
     match case.node() {
+        // There is no target to be made ready: its name is the source's.
+        Some(_) if case.written.target_takes_name() => begin_dump(case),
         Some(node) => case.record(|next| {
             next.stage = MigrationStage::Preparing;
             next.target = Some(case.place(node));
@@ -42,9 +44,12 @@ pub(super) fn prepare(case: &Case<'_>) -> Decision {
     }
     match case.seen.target {
         PodSeen::Ready if case.rests().is_none() => return begin_dump(case),
+        PodSeen::Gone if case.never_made() => {
+            return fail_target(case, "the target's pod was not made in time");
+        }
         PodSeen::Gone => return Decision::Do(Effect::CreateTarget),
         PodSeen::Ended | PodSeen::Leaving => {
-            return fail_target(case, "the target's pod ended before it was ready");
+            return fail_target(case, case.why_not_ready());
         }
         _ => {}
     }
@@ -147,6 +152,7 @@ pub(super) fn other_target(next: &mut Migration, failed: bool) {
     next.stage = MigrationStage::ChoosingTarget;
     next.attempt += 1;
     if let Some(target) = next.target.take()
+        && !target.node.is_empty()
         && !next.failed_nodes.contains(&target.node)
     {
         next.failed_nodes.push(target.node);

@@ -6,7 +6,8 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp}
 
 use super::{
     after, before,
-    seen::{OperationSeen, Seen},
+    owned::owner_made,
+    seen::{OperationSeen, PodSeen, Seen},
 };
 use crate::api::migration::{Migration, MigrationStage, Place};
 
@@ -26,7 +27,7 @@ pub enum Decision {
 /// Something that changes the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
-    /// Create the target's pod.
+    /// Create the target's pod, or make way for whoever makes it.
     CreateTarget,
     /// Delete the target's pod, in which nothing of the application may run.
     DeleteTarget,
@@ -38,6 +39,8 @@ pub enum Effect {
     Cancel,
     /// Delete the source's pod.
     DeleteSource,
+    /// Give the source's pod back to the ReplicaSet it was released from.
+    PutBack,
 }
 
 /// How long things may take.
@@ -83,6 +86,15 @@ pub fn decide(written: &Migration, seen: &Seen, limits: &Limits, now: Timestamp)
     let case = Case { written, seen, limits, now };
     if seen.cancel && written.cancel_requested.is_none() && !written.stage.is_over() {
         return case.record(|next| next.cancel_requested = Some(true));
+    }
+    // Somebody else has chosen it.
+    if let (Some(Place { node, .. }), Some(found)) = (&written.target, &seen.target_node)
+        && node.is_empty()
+        && !written.stage.is_over()
+    {
+        return case.record(|next| {
+            next.target.as_mut().into_iter().for_each(|target| target.node.clone_from(found))
+        });
     }
     match (written.stage, written.source_has_stopped()) {
         (MigrationStage::ChoosingTarget, false) => before::choose(&case),
@@ -169,11 +181,30 @@ impl Case<'_> {
         nodes.iter().find(|node| !failed.contains(node)).or_else(|| nodes.first())
     }
 
+    /// The target of this try; `node` is where it goes if that is ours to say.
     pub fn place(&self, node: &str) -> Place {
-        Place {
-            pod: pod_name(&self.written.source.pod, &self.written.id, self.written.attempt),
-            node: node.to_owned(),
+        let Migration { id, attempt, source, .. } = self.written;
+        match self.written.target_made_by {
+            None => Place { pod: pod_name(&source.pod, id, *attempt), node: node.to_owned(), mark: None },
+            Some(maker) => owner_made(maker, &source.pod, id, *attempt),
         }
+    }
+
+    /// What went wrong last, if anything has.
+    pub fn last_message<'b>(&'b self, otherwise: &'b str) -> &'b str {
+        self.written.message.as_deref().unwrap_or(otherwise)
+    }
+
+    /// Why a target's pod that has ended was of no use.
+    pub fn why_not_ready(&self) -> &str {
+        self.seen.refused.as_deref().unwrap_or("the target's pod ended before it was ready")
+    }
+
+    /// Whoever makes the target's pod has not done so in time.
+    pub fn never_made(&self) -> bool {
+        self.seen.target == PodSeen::Gone
+            && self.written.target_made_by.is_some()
+            && self.lasted() > self.limits.prepare
     }
 }
 

@@ -14,12 +14,21 @@
 //! | `Filling` | it runs at the target; pages arrive | if the target is lost, as with `Restoring` |
 //! | `RemovingSource` | the source's pod is deleted | tried again |
 //!
+//! Where a controller makes the application's pods, it makes the target's too ([`TargetMadeBy`](crate::api::migration::TargetMadeBy)):
+//!
+//! - A ReplicaSet makes it when the source is released from it. The stages are the same, and `CreateTarget` releases the source; when
+//!   the application has not moved in the end, `PutBack` takes that back.
+//! - A StatefulSet's pods keep their name, so that the source goes before there can be a target: `Dumping` comes before
+//!   `Preparing`, and the source is deleted between them. Its processes are never handed over, and nothing can come back to it: a
+//!   restore that fails is tried again in a new pod of the same name, and then with an older checkpoint.
+//!
 //! What always holds:
 //! - **Never two runners.** A restore is asked for only when it is known that nothing runs at the source (its final dump
 //!   succeeded, its processes are stopped, its pod is gone) and nothing came of any restore before (it failed, or its pod is
 //!   gone). Not knowing means waiting.
 //! - **The source's pod is deleted only when the target has confirmed** that the application runs there and, for a handover,
-//!   that it needs the source no longer.
+//!   that it needs the source no longer; where the target takes its name, only when its checkpoint is committed, and nothing runs
+//!   in it.
 //! - **It ends.** After [`Migration::timeout_at`](crate::api::migration::Migration::timeout_at) nothing new is begun; what is under way is cancelled, and after
 //!   [`Limits::grace`] the migration is over whatever became of it. An operation whose outcome is not known then stays
 //!   written down and is settled when its agent can be asked ([`settle`](decide)).
@@ -29,10 +38,12 @@
 mod after;
 mod before;
 mod decide;
+mod owned;
 mod seen;
 
 pub(crate) use self::decide::{since, spread};
 pub use self::{
     decide::{Decision, Effect, Limits, decide, operation_id, pod_name},
+    owned::{next_targets, owner_made},
     seen::{Done, Failure, FailureKind, Handover, OperationSeen, PodSeen, Residency, Seen},
 };

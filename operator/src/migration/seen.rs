@@ -11,6 +11,12 @@ pub struct Seen {
     pub target: PodSeen,
     /// Whether the target's node is about to vanish, or must not be used any more.
     pub target_doomed: bool,
+    /// The node that the target's pod is on.
+    pub target_node: Option<String>,
+    /// Why there is no pod for the target, if that was found out when it was to be made.
+    pub refused: Option<String>,
+    /// Whether the source's pod was released from its ReplicaSet.
+    pub source_released: bool,
     /// Nodes that can take it, best first; never the source's, never one about to vanish.
     pub nodes: Vec<String>,
     /// The operation that is written down.
@@ -35,6 +41,9 @@ impl Default for Seen {
             source_doomed: false,
             target: PodSeen::Silent,
             target_doomed: false,
+            target_node: None,
+            refused: None,
+            source_released: false,
             nodes: Vec::new(),
             operation: OperationSeen::Unknown,
             handover: Handover::Unknown,

@@ -1,13 +1,15 @@
 //! From a template to a pod.
 
 use k8s_openapi::api::core::v1::{
-    Affinity, Container, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec,
-    Probe,
+    Affinity, Container, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod,
+    PodReadinessGate, PodSpec, Probe,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt, api::ObjectMeta};
 
 use super::{
-    AGENT, MIGRATION_ANNOTATION, ROLE_ANNOTATION, RUN, RUN_PATH, TOOLS, TOOLS_PATH,
+    AGENT, INJECTED_ANNOTATION, MIGRATION_ANNOTATION, RESTORED_CONDITION, ROLE_ANNOTATION, RUN, RUN_PATH,
+    TEMPLATE_ANNOTATION, TOOLS, TOOLS_PATH,
     agent::{AgentSettings, agent_container, mount, tools_container, volumes},
     storage::mirrored_secret_name,
 };
@@ -15,6 +17,9 @@ use crate::api::{APP_LABEL, MigratableApp};
 
 /// Pids of workloads are above this, so that they are free in the next pod too.
 const PID_BASE: &str = "10000";
+
+/// The API server takes 256 KiB, and others annotate pods too.
+const ANNOTATIONS_LIMIT: usize = 192 << 10;
 
 /// A pod to be made.
 #[derive(Clone, Debug)]
@@ -134,7 +139,7 @@ pub fn build(plan: &Plan<'_>) -> Result<Pod, Unsupported> {
     let mut metadata = ObjectMeta {
         name: Some(plan.name.to_owned()),
         namespace: plan.app.namespace(),
-        owner_references: plan.app.controller_owner_ref(&()).map(|owner| vec![owner]),
+        owner_references: owner(plan.app).map(|owner| vec![owner]),
         ..Default::default()
     };
     let given = template.metadata.clone().unwrap_or_default();
@@ -144,11 +149,28 @@ pub fn build(plan: &Plan<'_>) -> Result<Pod, Unsupported> {
         Role::Launch => "launched",
         Role::Restore(migration) => {
             annotations.insert(MIGRATION_ANNOTATION.to_owned(), migration.to_owned());
+            let gate = PodReadinessGate { condition_type: RESTORED_CONDITION.to_owned() };
+            spec.readiness_gates.get_or_insert_default().push(gate);
             "restored"
         }
     };
     annotations.insert(ROLE_ANNOTATION.to_owned(), role.to_owned());
+    if plan.app.spec.injection.is_some() {
+        annotations.insert(INJECTED_ANNOTATION.to_owned(), "true".to_owned());
+        let template = serde_json::to_string(template)
+            .map_err(|_| Unsupported::CannotMove { what: "a template that is not JSON" })?;
+        annotations.insert(TEMPLATE_ANNOTATION.to_owned(), template);
+        let size: usize = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+        if size > ANNOTATIONS_LIMIT {
+            return Err(Unsupported::CannotMove { what: "more than its annotations have room for" });
+        }
+    }
     Ok(Pod { metadata, spec: Some(spec), status: None })
+}
+
+/// A pod that was made by itself, or by its controller, stays when the application's object goes.
+fn owner(app: &MigratableApp) -> Option<OwnerReference> {
+    app.controller_owner_ref(&()).filter(|_| app.spec.injection.is_none())
 }
 
 fn check(spec: &PodSpec) -> Result<(), Unsupported> {

@@ -5,6 +5,8 @@
 //!   probes. Only the command of the container that can be moved gets the launcher in front, and two volumes are added to it.
 //! - No credential is in a pod's specification: they are files of a Secret that only the agent's container has.
 //! - The same plan gives the same pod.
+//! - A pod that waits for its application is not ready, whatever its probes say: Services send it nothing, and controllers know that
+//!   it does not count yet. The operator tells when the application runs ([`RESTORED_CONDITION`]).
 //!
 //! | container | what it is |
 //! |---|---|
@@ -24,8 +26,14 @@ pub use self::{
 
 /// Annotation on a pod: `launched` or `restored`.
 pub const ROLE_ANNOTATION: &str = "migration.io/role";
-/// Annotation on a pod that was made for a migration: its id.
+/// Annotation on a pod that was made for a migration: its id; with the number of the try where pods of several tries have one name.
 pub const MIGRATION_ANNOTATION: &str = "migration.io/migration";
+/// Annotation on a pod that the webhook has treated, and on those that are made in its stead.
+pub const INJECTED_ANNOTATION: &str = "migration.io/injected";
+/// Annotation on such a pod: the pod as it was before, as a template.
+pub const TEMPLATE_ANNOTATION: &str = "migration.io/template";
+/// The condition of a target's pod that keeps it from being ready before the application runs in it.
+pub const RESTORED_CONDITION: &str = "migration.io/restored";
 /// Name of the agent's container.
 pub const AGENT: &str = "migration-agent";
 /// Name of the init container and of the volume with the launcher and CRIU.

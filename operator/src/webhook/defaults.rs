@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::DEFAULTS;
 use crate::{
-    api::{CheckpointPolicy, MigrationPolicy, Storage},
+    api::{CheckpointPolicy, DeletionPolicy, MigrationPolicy, Storage},
     context::Context,
 };
 
@@ -25,6 +25,9 @@ pub struct Defaults {
     /// How the application moves.
     #[serde(default)]
     pub migration_policy: Option<MigrationPolicy>,
+    /// What becomes of the checkpoints when the pod is gone for good.
+    #[serde(default)]
+    pub deletion_policy: Option<DeletionPolicy>,
 }
 
 /// Reads them.

@@ -1,15 +1,22 @@
 //! The API server's question and our answer.
 
 use k8s_openapi::{ByteString, api::core::v1::Pod};
+use kube::ResourceExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
     defaults::defaults,
-    inject::{Injected, NotInjected, asks, inject},
+    inject::{As, Injected, NotInjected, app_name, asks, inject, maker_of, own_name},
     secrets,
 };
-use crate::{context::Context, secrets::Missing};
+use crate::{
+    api::{Injection, MigratableApp, PodOwner},
+    context::Context,
+    error::Error,
+    injection,
+    secrets::Missing,
+};
 
 #[derive(Deserialize)]
 struct Review {
@@ -31,7 +38,8 @@ struct Request {
 pub async fn answer(context: &Context, body: &[u8]) -> Option<Value> {
     let Request { uid, namespace, dry_run, object } = serde_json::from_slice::<Review>(body).ok()?.request;
     let mut response = json!({"uid": uid, "allowed": true});
-    match treat(context, &namespace, &uid, dry_run.unwrap_or(false), object).await {
+    // What it reads is kept off the stack.
+    match Box::pin(treat(context, &namespace, &uid, dry_run.unwrap_or(false), object)).await {
         Ok(patch) if patch.is_empty() => {}
         Ok(patch) => {
             response["patchType"] = json!("JSONPatch");
@@ -61,14 +69,33 @@ async fn treat(
     }
     let defaults = defaults(context).await.map_err(|why| format!("migration.io: {why}"))?;
     let settings = &context.settings;
+    let owner = match maker_of(&pod) {
+        Ok(owner) => owner,
+        Err(error) => return Err(format!("migration.io: {error}")),
+    };
+    let replacement = match injection::awaited(context, namespace, &pod, &owner).await {
+        Ok(replacement) => replacement,
+        Err(error) => {
+            tracing::warn!(namespace, owner = owner.name, %error, "a pod starts anew, whatever waits for it");
+            None
+        }
+    };
+    let new = match &replacement {
+        Some(_) => String::new(),
+        None => name_for(context, namespace, &pod, &owner, request)
+            .await
+            .map_err(|error| format!("migration.io: this pod runs, but cannot be moved: {error}"))?,
+    };
+    let becomes = replacement.as_ref().map_or(As::New(&new), As::Target);
     let Injected { app, patch } =
-        match inject(&pod, namespace, request, &defaults, &settings.agent, &settings.cluster) {
+        match inject(&pod, namespace, becomes, &defaults, &settings.agent, &settings.cluster) {
             Ok(injected) => injected,
             Err(NotInjected::Nothing) => return Ok(Vec::new()),
             Err(error) => return Err(format!("migration.io: {error}")),
         };
-    if !dry_run {
-        secrets::ensure(context, &app, None).await.map_err(|missing| {
+    // Those of an application that there is are there.
+    if !dry_run && replacement.is_none() {
+        secrets::ensure(context, &app).await.map_err(|missing| {
             let why = match missing {
                 Missing::Because(_, message) => message,
                 Missing::Error(error) => error.to_string(),
@@ -77,4 +104,32 @@ async fn treat(
         })?;
     }
     Ok(patch)
+}
+
+/// The name of the application that a pod begins to be: that of the object that goes on with it, if there is one, else one that no
+/// other object has.
+async fn name_for(
+    context: &Context,
+    namespace: &str,
+    pod: &Pod,
+    owner: &Injection,
+    request: &str,
+) -> Result<String, Error> {
+    let Some(own) = own_name(pod) else { return Ok(app_name(pod, request, false)) };
+    if owner.owner == PodOwner::StatefulSet {
+        let of_pod = |app: &MigratableApp| {
+            let status = app.status.as_ref();
+            let last = status.and_then(|status| status.migration.as_ref()).map(|last| &last.source.pod);
+            let current = status.and_then(|status| status.current_pod_name.as_ref()).or(last);
+            app.metadata.deletion_timestamp.is_none()
+                && current.map_or(app.name_any() == *own, |pod| pod == own)
+        };
+        let known = injection::of_owner(context, namespace, owner).await?;
+        if let Some(app) = known.iter().find(|app| of_pod(app)) {
+            return Ok(app.name_any());
+        }
+    }
+    let name = app_name(pod, request, false);
+    let there = context.apps(namespace).get_opt(&name).await.map_err(Error::kube("read an application"))?;
+    Ok(app_name(pod, request, there.is_some()))
 }

@@ -1,24 +1,16 @@
-//! The Secrets of pods that were treated: made with the pod, renewed while it lives, gone with it.
+//! The Secrets of a pod that begins to be an application: they are made with it, and its application owns them as soon as there is
+//! one.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::PoisonError,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeMap, sync::PoisonError, time::SystemTime};
 
-use k8s_openapi::{
-    ByteString,
-    api::core::v1::{Pod, PodTemplateSpec, Secret},
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
-};
+use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams},
 };
 
-use super::{INJECTED_ANNOTATION, defaults::defaults};
 use crate::{
-    api::{APP_LABEL, MigratableApp, MigratableAppSpec},
+    api::MigratableApp,
     certificates::{Identity, agent_data},
     context::{Context, FIELD_MANAGER},
     error::Error,
@@ -26,31 +18,14 @@ use crate::{
     secrets::{Missing, credentials},
 };
 
-/// How often pods are looked at.
-const LOOK: Duration = Duration::from_secs(30);
-/// Secrets are renewed at least that often.
-const AT_LEAST: Duration = Duration::from_secs(12 * 3600);
-
-/// Makes the Secrets of an application that is a pod, and says when its certificate has to be renewed.
+/// Makes the Secrets of an application whose object is not there yet.
 ///
 /// # Errors
 /// When there are no credentials, or the namespace was not allowed.
-pub async fn ensure(
-    context: &Context,
-    app: &MigratableApp,
-    owner: Option<OwnerReference>,
-) -> Result<SystemTime, Missing> {
+pub async fn ensure(context: &Context, app: &MigratableApp) -> Result<(), Missing> {
     if let Some(data) = credentials(context, app).await? {
-        apply(context, app, &mirrored_secret_name(&app.name_any()), data, owner.clone()).await?;
+        apply(context, app, &mirrored_secret_name(&app.name_any()), data).await?;
     }
-    certify(context, app, owner).await
-}
-
-async fn certify(
-    context: &Context,
-    app: &MigratableApp,
-    owner: Option<OwnerReference>,
-) -> Result<SystemTime, Missing> {
     let authorities = context.authorities.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let authorities = authorities.ok_or_else(|| {
         Missing::Because("NoCertificate", "the operator has only just begun; make the pod again".to_owned())
@@ -60,11 +35,9 @@ async fn certify(
         namespace: app.namespace().unwrap_or_default(),
         app: app.name_any(),
     };
-    let now = SystemTime::now();
-    let (data, renew_at) = agent_data(&authorities, &identity, now)
+    let (data, _) = agent_data(&authorities, &identity, SystemTime::now())
         .map_err(|error| Missing::Because("NoCertificate", error.to_string()))?;
-    apply(context, app, &(context.settings.agent.tls_secret)(&app.name_any()), data, owner).await?;
-    Ok(renew_at.min(now + AT_LEAST))
+    apply(context, app, &(context.settings.agent.tls_secret)(&app.name_any()), data).await
 }
 
 async fn apply(
@@ -72,12 +45,10 @@ async fn apply(
     app: &MigratableApp,
     name: &str,
     data: BTreeMap<String, ByteString>,
-    owner: Option<OwnerReference>,
 ) -> Result<(), Missing> {
     let namespace = app.namespace().unwrap_or_default();
     let mut secret = Secret::default();
     secret.metadata.name = Some(name.to_owned());
-    secret.metadata.owner_references = owner.map(|owner| vec![owner]);
     secret.data = Some(data);
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
     match secrets.patch(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&secret)).await {
@@ -90,53 +61,4 @@ async fn apply(
         )),
         Err(error) => Err(Missing::Error(Error::kube("write a Secret")(error))),
     }
-}
-
-/// Renews the Secrets of treated pods while this operator leads, and has the pods own them. Never ends.
-pub async fn keep(context: &Context) {
-    let mut renew_at: HashMap<String, SystemTime> = HashMap::new();
-    loop {
-        if context.must_lead().is_ok() {
-            let pods: Vec<_> = context.pods.state().into_iter().filter(|pod| is_treated(pod)).collect();
-            renew_at.retain(|uid, _| pods.iter().any(|pod| pod.metadata.uid.as_ref() == Some(uid)));
-            for pod in pods {
-                let uid = pod.metadata.uid.clone().unwrap_or_default();
-                if renew_at.get(&uid).is_none_or(|at| *at <= SystemTime::now()) {
-                    match renew(context, &pod, &uid).await {
-                        Ok(at) => drop(renew_at.insert(uid, at)),
-                        Err(missing) => {
-                            tracing::warn!(pod = pod.name_any(), ?missing, "its Secrets were not renewed")
-                        }
-                    }
-                }
-            }
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-fn is_treated(pod: &Pod) -> bool {
-    pod.annotations().contains_key(INJECTED_ANNOTATION) && pod.metadata.deletion_timestamp.is_none()
-}
-
-async fn renew(context: &Context, pod: &Pod, uid: &str) -> Result<SystemTime, Missing> {
-    let defaults = defaults(context).await.map_err(|why| Missing::Because("NoDefaults", why))?;
-    let owner = OwnerReference {
-        api_version: "v1".to_owned(),
-        kind: "Pod".to_owned(),
-        name: pod.name_any(),
-        uid: uid.to_owned(),
-        ..Default::default()
-    };
-    let spec = MigratableAppSpec {
-        template: PodTemplateSpec::default(),
-        container: None,
-        checkpoint_policy: None,
-        migration_policy: None,
-        storage: defaults.storage,
-        deletion_policy: None,
-    };
-    let mut app = MigratableApp::new(&pod.labels().get(APP_LABEL).cloned().unwrap_or_default(), spec);
-    app.metadata.namespace = pod.namespace();
-    ensure(context, &app, Some(owner)).await
 }

@@ -60,6 +60,8 @@ struct Kubelets {
     running: Arc<Mutex<HashMap<String, Running>>>,
     /// Nodes that do not start pods.
     slow: Arc<std::sync::Mutex<Vec<String>>>,
+    /// Whether there is a scheduler, which gives pods their nodes.
+    scheduled: bool,
 }
 
 /// Makes a node that is ready.
@@ -84,6 +86,7 @@ impl Kubelet {
         world: &World,
         agents: &Scripted,
         slow: Arc<std::sync::Mutex<Vec<String>>>,
+        scheduled: bool,
     ) -> Self {
         let kubelets = Kubelets {
             client,
@@ -93,6 +96,7 @@ impl Kubelet {
             agents: agents.clone(),
             running: Arc::default(),
             slow,
+            scheduled,
         };
         Self { task: tokio::spawn(kubelets.run()) }
     }
@@ -119,6 +123,15 @@ impl Kubelets {
             };
             let uid = pod.uid().unwrap_or_default();
             let leaving = pod.metadata.deletion_timestamp.is_some();
+            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
+            if self.scheduled && node.is_none() && !leaving {
+                continue;
+            }
+            if known.get(&uid) == Some(&false) && is_let_through(&pod) {
+                let kubelets = self.clone();
+                work.spawn(async move { kubelets.ready(pod).await });
+                continue;
+            }
             match known.get(&uid) {
                 Some(true) => continue,
                 Some(false) if !leaving => continue,
@@ -140,7 +153,7 @@ impl Kubelets {
     async fn begin(&self, pod: Pod) {
         let name = pod.name_any();
         let spec = pod.spec.clone().unwrap_or_default();
-        let node = pinned(&pod).unwrap_or_else(|| self.home.clone());
+        let node = spec.node_name.clone().or_else(|| pinned(&pod)).unwrap_or_else(|| self.home.clone());
         if spec.node_name.is_none() {
             let binding = Binding {
                 metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
@@ -161,8 +174,10 @@ impl Kubelets {
         }
         let number = NEXT_ADDRESS.fetch_add(1, Ordering::SeqCst);
         let ip = format!("10.{}.{}.{}", number >> 16 & 255, number >> 8 & 255, number & 255);
-        let agent = self.agents.start(&self.world, &ip).await;
-        self.running.lock().await.insert(pod.uid().unwrap_or_default(), agent);
+        if spec.containers.iter().any(|one| one.name == AGENT) {
+            let agent = self.agents.start(&self.world, &ip).await;
+            self.running.lock().await.insert(pod.uid().unwrap_or_default(), agent);
+        }
         if pod.annotations().get(ROLE_ANNOTATION).is_some_and(|role| role == "launched") {
             let app = format!(
                 "{CLUSTER}/{}/{}",
@@ -178,17 +193,24 @@ impl Kubelets {
                 "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}})
         };
         let containers: Vec<Value> = spec.containers.iter().map(|one| running(&one.name)).collect();
-        assert!(
-            spec.containers.iter().any(|one| one.name == AGENT),
-            "this API server has no native sidecars"
-        );
+        let ready = if spec.readiness_gates.is_some() { "False" } else { "True" };
         let status = json!({"status": {
             "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "containerStatuses": containers,
-            "conditions": [{"type": "Ready", "status": "True"}]
+            "conditions": [{"type": "Ready", "status": ready}]
         }});
+        self.report(&name, status).await;
+    }
+
+    /// All gates of a pod are open.
+    async fn ready(&self, pod: Pod) {
+        let status = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+        self.report(&pod.name_any(), status).await;
+    }
+
+    async fn report(&self, name: &str, status: Value) {
         for _ in 0..100 {
             let patched =
-                self.pods().patch_status(&name, &PatchParams::default(), &Patch::Merge(&status)).await;
+                self.pods().patch_status(name, &PatchParams::default(), &Patch::Strategic(&status)).await;
             match patched {
                 Ok(_) => return,
                 Err(kube::Error::Api(status)) if status.code == 404 => return,
@@ -217,6 +239,17 @@ impl Kubelets {
             self.world.lock().end_pod(ip);
         }
     }
+}
+
+/// Whether a pod that has gates is not ready although all of them are open.
+fn is_let_through(pod: &Pod) -> bool {
+    let gates = pod.spec.as_ref().and_then(|spec| spec.readiness_gates.as_ref());
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let holds =
+        |name: &str| conditions.into_iter().flatten().any(|one| one.type_ == name && one.status == "True");
+    pod.metadata.deletion_timestamp.is_none()
+        && gates.is_some_and(|gates| gates.iter().all(|gate| holds(&gate.condition_type)))
+        && !holds("Ready")
 }
 
 /// The node that a pod's affinity names.

@@ -3,6 +3,7 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code)]
 
+pub mod deployed;
 pub mod kubelet;
 pub mod scripted_agent;
 pub mod world;
@@ -28,7 +29,10 @@ use kube::{
 };
 use migration_kube::Cluster;
 use migration_operator::{
-    api::{MigratableApp, MigratableAppStatus, migration::MigrationStage},
+    api::{
+        MigratableApp, MigratableAppStatus,
+        migration::{Migration, MigrationStage},
+    },
     context::Settings,
     controller,
     migration::Limits,
@@ -60,7 +64,7 @@ pub struct Scene {
 
 /// An operator; killed when dropped, without being told.
 pub struct Operator {
-    task: JoinHandle<()>,
+    pub task: JoinHandle<()>,
     pub leading: Arc<AtomicBool>,
 }
 
@@ -85,7 +89,19 @@ impl Scene {
         Self::within(cluster().await, name).await
     }
 
+    /// As [`Scene::new`], with controllers, and a scheduler, by which pods get to any of the nodes.
+    pub async fn with_controllers(name: &str) -> Self {
+        let cluster = Cluster::shared_with_controllers().expect("an API server (ci/build-kube builds it)");
+        let definition = migration_operator::api::definition().expect("a definition");
+        cluster.install(&definition).await.expect("definition");
+        Self::made(cluster, name, true).await
+    }
+
     pub async fn within(cluster: &Cluster, name: &str) -> Self {
+        Self::made(cluster, name, false).await
+    }
+
+    async fn made(cluster: &Cluster, name: &str, scheduled: bool) -> Self {
         // The operators' log, with the output of the test that is theirs.
         let filter = tracing_subscriber::EnvFilter::new("warn,migration_operator=info");
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
@@ -99,7 +115,8 @@ impl Scene {
         .await;
         let (world, agents, slow) = (World::new(), Scripted::default(), Arc::default());
         let home = format!("{namespace}-a");
-        let kubelet = Kubelet::start(client.clone(), &namespace, &home, &world, &agents, Arc::clone(&slow));
+        let kubelet =
+            Kubelet::start(client.clone(), &namespace, &home, &world, &agents, Arc::clone(&slow), scheduled);
         let requests = Arc::default();
         Self { client, namespace, world, agents, slow, requests, _kubelet: kubelet }
     }
@@ -134,7 +151,7 @@ impl Scene {
     }
 
     /// A client whose requests are counted.
-    fn counted(&self) -> Client {
+    pub fn counted(&self) -> Client {
         let (client, requests) = (self.client.clone(), Arc::clone(&self.requests));
         let service = tower::service_fn(move |request| {
             requests.fetch_add(1, Ordering::SeqCst);
@@ -234,19 +251,41 @@ impl Scene {
         stage: MigrationStage,
         then: impl FnOnce() -> T + Send + 'static,
     ) -> JoinHandle<T> {
+        self.when(name, then, move |migration| migration.stage == stage)
+    }
+
+    fn when<T: Send + 'static>(
+        &self,
+        name: &str,
+        then: impl FnOnce() -> T + Send + 'static,
+        is: impl Fn(&Migration) -> bool + Send + Sync + 'static,
+    ) -> JoinHandle<T> {
         let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
         let mut changes = watcher(self.apps(), only).default_backoff().applied_objects().boxed();
         tokio::spawn(async move {
             let written = async {
                 while let Some(change) = changes.next().await {
                     let status = change.ok().and_then(|app| app.status).unwrap_or_default();
-                    if status.migration.is_some_and(|migration| migration.stage == stage) {
+                    if status.migration.is_some_and(|migration| is(&migration)) {
                         return;
                     }
                 }
             };
             tokio::time::timeout(PATIENCE, written).await.expect("the stage is written down");
             then()
+        })
+    }
+
+    /// As [`Scene::when_written`], for a migration that comes after the last one.
+    pub async fn when_next_written<T: Send + 'static>(
+        &self,
+        name: &str,
+        stage: MigrationStage,
+        then: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        let last = self.status(name).await.migration.map(|migration| migration.id);
+        self.when(name, then, move |migration| {
+            migration.stage == stage && Some(&migration.id) != last.as_ref()
         })
     }
 

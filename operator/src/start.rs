@@ -1,0 +1,80 @@
+//! The pod that an application's command is started in: written down, then created.
+//!
+//! What always holds: its name follows from the application and a number, so that creating it again creates nothing.
+
+use std::time::Duration;
+
+use kube::{ResourceExt, runtime::events::EventType};
+
+use crate::{
+    act::{NotMade, create_pod},
+    api::{MigratableApp, Phase},
+    context::Context,
+    error::Error,
+    migrate::persist,
+    migration::spread,
+    observe::now,
+    pods::Role,
+    status::{condition, set},
+};
+
+/// Writes down the pod that the application is started in, then creates it.
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn start(ctx: &Context, app: MigratableApp, round: u32) -> Result<Duration, Error> {
+    let uid = app.metadata.uid.clone().unwrap_or_default();
+    let name = pod_name(&app, round);
+    let mut status = app.status.clone().unwrap_or_default();
+    status.observed_generation = app.metadata.generation;
+    status.current_pod_name = Some(name.clone());
+    status.current_pod_mark = None;
+    status.current_node = None;
+    status.phase = Some(Phase::Pending);
+    set(&mut status, condition::READY, Some(false), "Starting", "its pod does not run yet", now());
+    set(&mut status, condition::MIGRATING, Some(false), "Idle", "", now());
+    let app = if app.status.as_ref() == Some(&status) { app } else { persist(ctx, &app, status).await? };
+    ctx.memory.update(&uid, |remembered| *remembered = crate::context::Remembered::default());
+    created(ctx, app, &name).await
+}
+
+/// Creates the pod that is written down.
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn created(ctx: &Context, app: MigratableApp, name: &str) -> Result<Duration, Error> {
+    match create_pod(ctx, &app, name, None, Role::Launch).await {
+        Ok(()) => {
+            ctx.event(&app, EventType::Normal, "Started", &format!("started in pod {name}")).await;
+            Ok(ctx.settings.limits.look)
+        }
+        Err(NotMade::Error(error)) => Err(error),
+        Err(NotMade::Because(reason, message)) => {
+            let mut status = app.status.clone().unwrap_or_default();
+            status.phase = Some(Phase::Pending);
+            status.observed_generation = app.metadata.generation;
+            set(&mut status, condition::READY, Some(false), reason, &message, now());
+            set(&mut status, condition::MIGRATABLE, Some(false), reason, &message, now());
+            if app.status.as_ref() != Some(&status) {
+                ctx.event(&app, EventType::Warning, reason, &message).await;
+                persist(ctx, &app, status).await?;
+            }
+            // Somebody has to do something first.
+            Ok(Duration::from_secs(10))
+        }
+    }
+}
+
+/// The name of a pod that an application is started in.
+fn pod_name(app: &MigratableApp, round: u32) -> String {
+    const LONGEST: usize = 52;
+    let uid = app.metadata.uid.as_deref().unwrap_or_default();
+    let hash = spread(&format!("{uid}-{round}"), 1 << 32);
+    let app = app.name_any();
+    format!("{}-{hash:08x}", app[..app.floor_char_boundary(LONGEST)].trim_end_matches(['-', '.']))
+}
+
+/// The number of the pod after this one.
+pub fn next_round(app: &MigratableApp, name: &str) -> u32 {
+    (0..u32::MAX).find(|round| pod_name(app, *round) == name).map_or(1, |round| round + 1) % 1024
+}
