@@ -130,6 +130,8 @@ pub fn write(directory: &Path, programs: &Path, ports: Ports, nodes: Option<&Nod
         Some(nodes) => arguments.extend([
             format!("--advertise-address={}", nodes.address),
             "--enable-admission-plugins=NodeRestriction".to_owned(),
+            // Nobody resolves their names.
+            "--kubelet-preferred-address-types=InternalIP".to_owned(),
         ]),
         None => arguments.extend([
             // It would insist on an address that is not the loopback's.
@@ -164,9 +166,8 @@ pub fn write(directory: &Path, programs: &Path, ports: Ports, nodes: Option<&Nod
             match nodes {
                 Some(_) => "--controllers=*,-nodeipam,-route,-service,-cloud-node-lifecycle".to_owned(),
                 // There are no kubelets: nodes would be given up.
-                None => {
-                    "--controllers=*,-nodelifecycle,-nodeipam,-route,-service,-cloud-node-lifecycle".to_owned()
-                }
+                None => "--controllers=*,-nodelifecycle,-nodeipam,-route,-service,-cloud-node-lifecycle"
+                    .to_owned(),
             },
             "--leader-elect=false".to_owned(),
             "--port=0".to_owned(),

@@ -89,7 +89,8 @@ impl Stack {
         let authority = directory.path().join("ca.crt");
         let write = |name: &str, token: &str| {
             let path = directory.path().join(name);
-            fs::write(&path, kubeconfig(server, &authority, token)).map_err(Error::io("write a kubeconfig"))?;
+            fs::write(&path, kubeconfig(server, &authority, token))
+                .map_err(Error::io("write a kubeconfig"))?;
             Ok::<_, Error>(path)
         };
         for (node, token) in &tokens.nodes {
