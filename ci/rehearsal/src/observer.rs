@@ -144,7 +144,7 @@ fn write(stop: &AtomicBool, addresses: &Mutex<BTreeSet<SocketAddr>>, seen: &Mute
         let now = Instant::now();
         let mut seen = lock(seen);
         match answer {
-            Ok(Reply::Number(number)) => {
+            Ok(Reply::Integer(number)) => {
                 let expected = seen.last + 1..=seen.last + 1 + open;
                 if !expected.contains(&number) && !(may_go_back && number <= seen.last) {
                     let text = format!("write {number} was acknowledged after {}", seen.last);

@@ -1,7 +1,5 @@
 //! What happened when, for people to read at the end.
 
-use std::time::SystemTime;
-
 use k8s_openapi::jiff::Timestamp;
 
 use crate::{application::Status, observer::Seen};
@@ -77,9 +75,4 @@ impl Timeline {
 
 fn seconds(from: Timestamp, to: Timestamp) -> f64 {
     to.duration_since(from).as_secs_f64()
-}
-
-/// Now, for comparing with moments that others write down.
-pub fn now() -> Timestamp {
-    Timestamp::try_from(SystemTime::now()).unwrap_or_else(|_| Timestamp::now())
 }
