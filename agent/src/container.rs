@@ -12,7 +12,7 @@ use std::{
 
 use criu_rpc::Place;
 
-use crate::error::AgentError;
+use crate::{error::AgentError, foreign_group};
 
 /// Where CRIU has to be to dump a tree, or to leave its groups out of account.
 ///
@@ -32,16 +32,16 @@ pub fn place_in_groups_of(pid: u32) -> Result<Place, AgentError> {
     let mounts = read("/proc/self/mountinfo".to_owned())?;
     let mut place = Place::of(pid)?;
     for group in theirs.lines().filter(|group| !ours.lines().any(|line| &line == group)) {
-        let directory = directory_of(group, &mounts).ok_or_else(|| AgentError::ForeignGroup {
-            pid,
-            group: group.to_owned(),
-            reason: "no control group file system that is mounted here shows it".to_owned(),
-        })?;
-        let opened = open_group(&directory).map_err(|error| AgentError::ForeignGroup {
-            pid,
-            group: group.to_owned(),
-            reason: format!("{}: {error}", directory.display()),
-        })?;
+        // What is mounted in a container shows its own groups only, and cannot be written.
+        let mounted = directory_of(group, &mounts).and_then(|directory| open_group(&directory).ok());
+        let opened = match mounted {
+            Some(opened) => opened,
+            None => foreign_group::open(pid, group).map_err(|error| AgentError::ForeignGroup {
+                pid,
+                group: group.to_owned(),
+                reason: error.to_string(),
+            })?,
+        };
         place = place.in_group(opened);
     }
     Ok(place)

@@ -74,7 +74,34 @@ fn pod_name(app: &MigratableApp, round: u32) -> String {
     format!("{}-{hash:08x}", app[..app.floor_char_boundary(LONGEST)].trim_end_matches(['-', '.']))
 }
 
-/// The number of the pod after this one.
+/// Rounds after which names begin anew.
+const ROUNDS: u32 = 1024;
+
+/// The round after that of a pod, or of the one it was restored from, whose name it continues.
 pub fn next_round(app: &MigratableApp, name: &str) -> u32 {
-    (0..u32::MAX).find(|round| pod_name(app, *round) == name).map_or(1, |round| round + 1) % 1024
+    let round = (0..ROUNDS).find(|round| name.starts_with(&pod_name(app, *round)));
+    round.map_or(1, |round| round + 1) % ROUNDS
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_application_that_was_moved_is_started_again_under_the_next_name() {
+        let app: MigratableApp = serde_json::from_value(json!({
+            "apiVersion": "migration.io/v1alpha1", "kind": "MigratableApp",
+            "metadata": {"name": "cache", "namespace": "shop", "uid": "u"},
+            "spec": {"template": {}, "storage": {"type": "s3", "bucket": "b"}}
+        }))
+        .unwrap();
+        for round in [0, 1, 7] {
+            let started = pod_name(&app, round);
+            assert_eq!(next_round(&app, &started), round + 1);
+            assert_eq!(next_round(&app, &format!("{started}-m6818c77d-2")), round + 1);
+        }
+        assert_eq!(next_round(&app, "a-pod-of-nobody-s"), 1);
+    }
 }

@@ -113,6 +113,38 @@ fn the_agent_is_a_sidecar_as_the_cluster_has_them() {
 }
 
 #[test]
+fn the_agent_has_every_capability_that_a_process_it_restores_can_have() {
+    let added = |security: Value| -> Vec<String> {
+        let mut pod = redis();
+        pod["containers"][0]["securityContext"] = security;
+        let pod = built(&app(pod), false, Role::Launch);
+        let agent = container(&pod, "containers", "migration-agent");
+        serde_json::from_value(agent["securityContext"]["capabilities"]["add"].clone()).unwrap()
+    };
+    let has = |all: &[String], name: &str| all.iter().filter(|one| *one == name).count() == 1;
+    // What runtimes give everybody, and CRIU itself has no use for.
+    for name in ["AUDIT_WRITE", "NET_BIND_SERVICE", "NET_RAW", "SYS_CHROOT", "SYS_TIME"] {
+        assert!(has(&added(json!({})), name), "{name}");
+    }
+    let own = added(json!({"capabilities": {"drop": ["ALL"], "add": ["IPC_LOCK", "SYS_PTRACE"]}}));
+    assert!(has(&own, "IPC_LOCK") && has(&own, "SYS_PTRACE") && !has(&own, "NET_RAW"), "{own:?}");
+    assert_eq!(added(json!({"privileged": true})), ["ALL"]);
+}
+
+#[test]
+fn a_read_only_root_leaves_criu_room_in_memory() {
+    let pod = built(&app(redis()), false, Role::Launch);
+    let agent = container(&pod, "containers", "migration-agent");
+    for path in ["/tmp", "/run"] {
+        let mounts = agent["volumeMounts"].as_array().unwrap();
+        let mount = mounts.iter().find(|mount| mount["mountPath"] == path).unwrap();
+        let volumes = pod["spec"]["volumes"].as_array().unwrap();
+        let volume = volumes.iter().find(|volume| volume["name"] == mount["name"]).unwrap();
+        assert_eq!((&volume["emptyDir"]["medium"], &mount["readOnly"]), (&json!("Memory"), &Value::Null));
+    }
+}
+
+#[test]
 fn credentials_are_files_that_only_the_agent_has() {
     let pod = built(&app(redis()), false, Role::Launch);
     let mounts = |name: &str| container(&pod, "containers", name)["volumeMounts"].to_string();
@@ -123,9 +155,11 @@ fn credentials_are_files_that_only_the_agent_has() {
     let agent = container(&pod, "containers", "migration-agent");
     assert_eq!(
         agent["env"],
-        json!([{"name": "AWS_SHARED_CREDENTIALS_FILE", "value": "/migration/store/credentials"}])
+        json!([
+            {"name": "MIGRATION_STORE", "value": "s3://checkpoints?region=eu-central-1"},
+            {"name": "AWS_SHARED_CREDENTIALS_FILE", "value": "/migration/store/credentials"}
+        ])
     );
-    assert!(agent["args"].to_string().contains("s3://checkpoints?region=eu-central-1"));
 }
 
 #[test]

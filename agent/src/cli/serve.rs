@@ -6,7 +6,7 @@ use clap::Args;
 use migration_agent::{
     AgentError, HookCall,
     service::{self, Config, Hooks, Listen, Rules},
-    settings,
+    settings, sysctl,
 };
 
 use super::{
@@ -71,6 +71,7 @@ pub fn serve(typed: Serve, global: &Global, output: Output) -> Result<(), AgentE
     let program = env::current_exe()
         .map_err(|source| AgentError::Io { what: "cannot find this program".to_owned(), source })?;
     let tcp = listen(&typed)?;
+    sysctl::make_writable();
     let hooks = Hooks {
         before_freeze: typed.hooks.hook(&typed.before_freeze),
         after_restore: typed.hooks.hook(&typed.after_restore),

@@ -52,7 +52,7 @@ impl Cluster {
     /// As [`Cluster::shared`].
     pub fn shared_with_controllers() -> Result<&'static Self, &'static Error> {
         static SHARED: OnceLock<Result<Cluster, Error>> = OnceLock::new();
-        SHARED.get_or_init(|| Self::blocking(Options { controllers: true })).as_ref()
+        SHARED.get_or_init(|| Self::blocking(Options { controllers: true, ..Options::default() })).as_ref()
     }
 
     /// Starts a stack that belongs to the caller alone.

@@ -16,7 +16,7 @@
 //! - The programs are those that `ci/build-kube` has built: the API server 1.20 with RBAC, admission and everything else it has,
 //!   and behind it, for definitions and what they define, the 1.36 one, which knows CEL. Clients see one server.
 //! - Nothing of it is left when the test process has ended, in whatever way: no process, no directory.
-//! - Nothing runs pods: nodes and the status of pods are what a test writes.
+//! - Nothing runs pods: nodes and the status of pods are what a test writes. Only `ci/cluster` adds kubelets to it ([`Nodes`]).
 //!
 //! It fails with an [`Error`] that says what is missing. `MIGRATION_KUBECONFIG` makes the shared cluster another one, such as one that
 //! `kube-stack up` keeps running; namespaces then stay.
@@ -31,4 +31,4 @@ mod supervisor;
 
 pub use cluster::Cluster;
 pub use error::Error;
-pub use stack::{Options, Stack};
+pub use stack::{Nodes, Options, Stack};

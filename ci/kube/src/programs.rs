@@ -2,13 +2,13 @@
 
 use std::{
     env, fs,
-    net::TcpListener,
+    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU16, Ordering},
 };
 
-use crate::{credentials::FRONT_PROXY, error::Error};
+use crate::{credentials::FRONT_PROXY, error::Error, stack::Nodes};
 
 pub const ETCD: &str = "etcd";
 pub const API_SERVER: &str = "apiserver";
@@ -16,7 +16,12 @@ pub const DEFINITIONS: &str = "definitions";
 pub const CONTROLLERS: &str = "controllers";
 pub const SCHEDULER: &str = "scheduler";
 
-/// Where the servers listen, all on 127.0.0.1.
+/// The API server's port where there are nodes: that of its Service.
+pub const API_PORT: u16 = 443;
+/// The address of its Service, the first one of their range.
+pub const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+
+/// Where the servers listen, all on 127.0.0.1; the API server everywhere if there are nodes.
 #[derive(Clone, Copy, Debug)]
 pub struct Ports {
     etcd: u16,
@@ -66,7 +71,7 @@ pub fn directory() -> Result<PathBuf, Error> {
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn write(directory: &Path, programs: &Path, ports: Ports) -> Result<(), Error> {
+pub fn write(directory: &Path, programs: &Path, ports: Ports, nodes: Option<&Nodes>) -> Result<(), Error> {
     let at = |name: &str| directory.join(name).display().to_string();
     let etcd = format!("http://127.0.0.1:{}", ports.etcd);
     let peers = format!("http://127.0.0.1:{}", ports.etcd_peers);
@@ -94,9 +99,9 @@ pub fn write(directory: &Path, programs: &Path, ports: Ports) -> Result<(), Erro
             "--unsafe-no-fsync".to_owned(),
         ],
     )?;
-    let listens = |port: u16| {
+    let listens = |address: Ipv4Addr, port: u16| {
         [
-            "--bind-address=127.0.0.1".to_owned(),
+            format!("--bind-address={address}"),
             format!("--secure-port={port}"),
             format!("--tls-cert-file={}", at("server.crt")),
             format!("--tls-private-key-file={}", at("server.key")),
@@ -108,7 +113,8 @@ pub fn write(directory: &Path, programs: &Path, ports: Ports) -> Result<(), Erro
             "--requestheader-extra-headers-prefix=X-Remote-Extra-".to_owned(),
         ]
     };
-    let mut arguments = listens(ports.api_server).to_vec();
+    let everywhere = nodes.map_or(Ipv4Addr::LOCALHOST, |_| Ipv4Addr::UNSPECIFIED);
+    let mut arguments = listens(everywhere, ports.api_server).to_vec();
     arguments.extend([
         format!("--token-auth-file={}", at("tokens.csv")),
         "--authorization-mode=Node,RBAC".to_owned(),
@@ -119,16 +125,26 @@ pub fn write(directory: &Path, programs: &Path, ports: Ports) -> Result<(), Erro
         format!("--proxy-client-cert-file={}", at("proxy.crt")),
         format!("--proxy-client-key-file={}", at("proxy.key")),
         "--allow-privileged=true".to_owned(),
-        // It would insist on an address that is not the loopback's.
-        "--endpoint-reconciler-type=none".to_owned(),
-        // The first would refuse pods where no controller has made a service account; what the second says of new nodes, nobody
-        // would take back.
-        "--disable-admission-plugins=ServiceAccount,TaintNodesByCondition".to_owned(),
     ]);
+    match nodes {
+        Some(nodes) => arguments.extend([
+            format!("--advertise-address={}", nodes.address),
+            "--enable-admission-plugins=NodeRestriction".to_owned(),
+            // Nobody resolves their names.
+            "--kubelet-preferred-address-types=InternalIP".to_owned(),
+        ]),
+        None => arguments.extend([
+            // It would insist on an address that is not the loopback's.
+            "--endpoint-reconciler-type=none".to_owned(),
+            // The first would refuse pods where no controller has made a service account; what the second says of new nodes,
+            // nobody would take back.
+            "--disable-admission-plugins=ServiceAccount,TaintNodesByCondition".to_owned(),
+        ]),
+    }
     command(API_SERVER, "kube-apiserver", &arguments)?;
 
     let kubeconfig = at("kubeconfig");
-    let mut arguments = listens(ports.definitions).to_vec();
+    let mut arguments = listens(Ipv4Addr::LOCALHOST, ports.definitions).to_vec();
     arguments.extend([
         format!("--kubeconfig={kubeconfig}"),
         format!("--authentication-kubeconfig={kubeconfig}"),
@@ -147,8 +163,12 @@ pub fn write(directory: &Path, programs: &Path, ports: Ports) -> Result<(), Erro
             format!("--kubeconfig={kubeconfig}"),
             format!("--service-account-private-key-file={}", at("tokens.key")),
             format!("--root-ca-file={}", at("ca.crt")),
-            // There are no kubelets: nodes would be given up.
-            "--controllers=*,-nodelifecycle,-nodeipam,-route,-service,-cloud-node-lifecycle".to_owned(),
+            match nodes {
+                Some(_) => "--controllers=*,-nodeipam,-route,-service,-cloud-node-lifecycle".to_owned(),
+                // There are no kubelets: nodes would be given up.
+                None => "--controllers=*,-nodelifecycle,-nodeipam,-route,-service,-cloud-node-lifecycle"
+                    .to_owned(),
+            },
             "--leader-elect=false".to_owned(),
             "--port=0".to_owned(),
             "--secure-port=0".to_owned(),

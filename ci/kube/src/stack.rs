@@ -1,12 +1,13 @@
 //! A stack of servers: etcd, the API server, behind it the one that knows CEL, and if asked for, the controllers and the
 //! scheduler.
 //!
-//! What always holds: the servers listen on 127.0.0.1 only, everything they write is in one temporary directory, and both
-//! are gone when the [`Stack`] is dropped or the process that has it ends, in whatever way.
+//! What always holds: the servers listen on 127.0.0.1 only (the API server elsewhere too if [`Nodes`] are to reach it), everything
+//! they write is in one temporary directory, and both are gone when the [`Stack`] is dropped or the process that has it ends, in
+//! whatever way.
 
 use std::{
     fs,
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -38,11 +39,23 @@ pub(crate) const ANSWER: Duration = Duration::from_secs(5);
 pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 
 /// What runs beside the API server.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// The controller manager and the scheduler: Deployments get pods, pods get nodes, what is owned goes with its owner. There are
-    /// no kubelets: a pod runs when the test says so.
+    /// The controller manager and the scheduler: Deployments get pods, pods get nodes, what is owned goes with its owner. Without
+    /// [`Options::nodes`] a pod runs when the test says so.
     pub controllers: bool,
+    /// Kubelets that somebody else starts.
+    pub nodes: Option<Nodes>,
+}
+
+/// Real nodes of a stack, in a network of their own.
+#[derive(Clone, Debug)]
+pub struct Nodes {
+    /// Where they reach the API server, at [`programs::API_PORT`]; pods reach it at [`programs::SERVICE_ADDRESS`], which this machine
+    /// has to have as well.
+    pub address: Ipv4Addr,
+    /// Their names. `NAME.kubeconfig` beside the stack's own is what the kubelet of each needs.
+    pub names: Vec<String>,
 }
 
 /// A running stack.
@@ -65,12 +78,28 @@ impl Stack {
             .prefix("migration-kube-")
             .tempdir()
             .map_err(Error::io("make a temporary directory"))?;
-        let ports = Ports::choose();
-        let token = credentials::create(directory.path())?;
-        programs::write(directory.path(), &programs, ports)?;
-        let kubeconfig = kubeconfig(ports.api_server, &directory.path().join("ca.crt"), &token);
-        let path = directory.path().join("kubeconfig");
-        fs::write(&path, kubeconfig).map_err(Error::io("write the kubeconfig"))?;
+        let mut ports = Ports::choose();
+        let (mut address, mut addresses, mut names) = (Ipv4Addr::LOCALHOST, Vec::new(), &[][..]);
+        if let Some(nodes) = &options.nodes {
+            ports.api_server = programs::API_PORT;
+            address = nodes.address;
+            addresses = vec![IpAddr::V4(address), IpAddr::V4(programs::SERVICE_ADDRESS)];
+            names = &nodes.names;
+        }
+        let tokens = credentials::create(directory.path(), &addresses, names)?;
+        programs::write(directory.path(), &programs, ports, options.nodes.as_ref())?;
+        let server = SocketAddr::from((address, ports.api_server));
+        let authority = directory.path().join("ca.crt");
+        let write = |name: &str, token: &str| {
+            let path = directory.path().join(name);
+            fs::write(&path, kubeconfig(server, &authority, token))
+                .map_err(Error::io("write a kubeconfig"))?;
+            Ok::<_, Error>(path)
+        };
+        for (node, token) in &tokens.nodes {
+            write(&format!("{node}.kubeconfig"), token)?;
+        }
+        let path = write("kubeconfig", &tokens.admin)?;
 
         let supervisor = Supervisor::new(directory.path()).map_err(Error::io("start a shell"))?;
         // From here on it is the supervisor that removes it.
@@ -202,14 +231,14 @@ async fn hand_definitions_over(client: &Client, port: u16) -> Result<(), Error> 
     definitions::wait_until_served(client, definitions::GROUP).await
 }
 
-fn kubeconfig(port: u16, authority: &Path, token: &str) -> String {
+fn kubeconfig(server: SocketAddr, authority: &Path, token: &str) -> String {
     json!({
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": "test",
         "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
         "clusters": [{"name": "test", "cluster": {
-            "server": format!("https://127.0.0.1:{port}"),
+            "server": format!("https://{server}"),
             "certificate-authority": authority,
         }}],
         "users": [{"name": "admin", "user": {"token": token}}],

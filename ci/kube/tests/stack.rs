@@ -163,7 +163,7 @@ async fn the_api_server_comes_back_with_its_data() {
 
 #[tokio::test]
 async fn controllers_make_pods_and_the_scheduler_binds_them() {
-    let cluster = Cluster::start(Options { controllers: true }).await.unwrap();
+    let cluster = Cluster::start(Options { controllers: true, ..Options::default() }).await.unwrap();
     let client = cluster.client().await.unwrap();
     let node: Node = from_json(json!({
         "metadata": {"name": "node-a"},

@@ -19,11 +19,11 @@ use crate::{agents::PORT, api::Storage, certificates::OPERATOR_NAME};
 /// The port of the agent's numbers.
 const METRICS_PORT: u16 = 9464;
 
-/// What CRIU and the page server need, and nothing more: to stop and rebuild processes of any user (`SYS_PTRACE`, `KILL`,
+/// What CRIU and the page server need: to stop and rebuild processes of any user (`SYS_PTRACE`, `KILL`,
 /// `SETUID`, `SETGID`, `SETPCAP`, `SYS_RESOURCE`, `CHECKPOINT_RESTORE`), in other namespaces and with their mounts (`SYS_ADMIN`,
-/// `SYS_CHROOT`, `NET_ADMIN`), and to put files back as they were (`DAC_OVERRIDE`, `DAC_READ_SEARCH`, `CHOWN`, `FOWNER`, `FSETID`,
+/// `SYS_CHROOT`, `NET_ADMIN`), with clocks that go on from where they were (`SYS_TIME`), and to put files back as they were (`DAC_OVERRIDE`, `DAC_READ_SEARCH`, `CHOWN`, `FOWNER`, `FSETID`,
 /// `MKNOD`, `SETFCAP`).
-const CAPABILITIES: [&str; 17] = [
+const CAPABILITIES: [&str; 18] = [
     "CHECKPOINT_RESTORE",
     "CHOWN",
     "DAC_OVERRIDE",
@@ -41,7 +41,11 @@ const CAPABILITIES: [&str; 17] = [
     "SYS_CHROOT",
     "SYS_PTRACE",
     "SYS_RESOURCE",
+    "SYS_TIME",
 ];
+
+/// What runtimes give a container that asks for nothing, beside those above.
+const USUAL: [&str; 3] = ["AUDIT_WRITE", "NET_BIND_SERVICE", "NET_RAW"];
 
 /// How agents are run in this cluster.
 #[derive(Clone, Debug)]
@@ -87,8 +91,32 @@ pub(super) fn tools_container(settings: &AgentSettings) -> Container {
     }
 }
 
-/// The agent.
-pub(super) fn agent_container(settings: &AgentSettings, storage: &Storage) -> Container {
+/// The capabilities of an agent beside this container. Nobody gives a process back what he does not have himself: without one of the
+/// container's own, a restore comes to nothing.
+fn capabilities(workload: &Container) -> Vec<String> {
+    let context = workload.security_context.as_ref();
+    if context.and_then(|context| context.privileged) == Some(true) {
+        return words(&["ALL"]);
+    }
+    let wanted = context.and_then(|context| context.capabilities.as_ref());
+    let (added, dropped) = wanted.map(|one| (one.add.as_deref(), one.drop.as_deref())).unwrap_or_default();
+    let is_dropped = |name: &str| dropped.into_iter().flatten().any(|one| one == "ALL" || one == name);
+    let mut all = words(&CAPABILITIES);
+    all.extend(USUAL.iter().filter(|name| !is_dropped(name)).map(|&name| name.to_owned()));
+    for name in added.into_iter().flatten() {
+        if !all.contains(name) {
+            all.push(name.clone());
+        }
+    }
+    all
+}
+
+/// The agent, beside the container that can be moved.
+pub(super) fn agent_container(
+    settings: &AgentSettings,
+    storage: &Storage,
+    workload: &Container,
+) -> Container {
     let listen = format!("0.0.0.0:{PORT}");
     let metrics = format!("0.0.0.0:{METRICS_PORT}");
     let mut args = vec!["serve", "--listen", &listen, "--metrics", &metrics];
@@ -98,8 +126,7 @@ pub(super) fn agent_container(settings: &AgentSettings, storage: &Storage) -> Co
     args.extend(["--allow-client", "migration://*", "--state-dir", "/migration/state"]);
     args.extend(["--socket", "/migration/state/agent.sock", "--work-dir", "/migration/work"]);
     let criu = format!("{TOOLS_PATH}/criu");
-    let store = store_url(storage);
-    args.extend(["--store", &store, "--criu", &criu, "--log-format", "json"]);
+    args.extend(["--criu", &criu, "--log-format", "json"]);
     let compression = compression(storage);
     if let Some(compression) = &compression {
         args.extend(["--compression", compression]);
@@ -110,15 +137,18 @@ pub(super) fn agent_container(settings: &AgentSettings, storage: &Storage) -> Co
         mount("migration-state", "/migration/state", false),
         mount("migration-work", "/migration/work", false),
         mount("migration-tls", "/migration/tls", true),
+        // The root is read-only. CRIU makes directories here while it looks at what the kernel can do, and remembers there what it found.
+        within("migration-scratch", "tmp", "/tmp"),
+        within("migration-scratch", "run", "/run"),
     ];
-    let mut env = Vec::new();
+    let variable =
+        |name: &str, value: String| EnvVar { name: name.to_owned(), value: Some(value), value_from: None };
+    // Not an argument: whoever runs `migration-agent check` in this container means the same store.
+    let mut env = vec![variable("MIGRATION_STORE", store_url(storage))];
     if storage.credentials_secret.is_some() {
         mounts.push(mount("migration-store", "/migration/store", true));
-        env.push(EnvVar {
-            name: "AWS_SHARED_CREDENTIALS_FILE".to_owned(),
-            value: Some(format!("/migration/store/{}", super::CREDENTIALS_KEY)),
-            value_from: None,
-        });
+        let file = format!("/migration/store/{}", super::CREDENTIALS_KEY);
+        env.push(variable("AWS_SHARED_CREDENTIALS_FILE", file));
     }
     let port = |name: &str, port: u16| ContainerPort {
         name: Some(name.to_owned()),
@@ -130,12 +160,15 @@ pub(super) fn agent_container(settings: &AgentSettings, storage: &Storage) -> Co
         image: Some(settings.image.clone()),
         command: Some(words(&["migration-agent"])),
         args: Some(words(&args)),
-        env: Some(env).filter(|env| !env.is_empty()),
+        env: Some(env),
         ports: Some(vec![port("migration", PORT), port("migration-num", METRICS_PORT)]),
         restart_policy: settings.native_sidecar.then(|| "Always".to_owned()),
         resources: Some(requests("50m", "64Mi")),
         security_context: Some(SecurityContext {
-            capabilities: Some(Capabilities { add: Some(words(&CAPABILITIES)), drop: Some(words(&["ALL"])) }),
+            capabilities: Some(Capabilities {
+                add: Some(capabilities(workload)),
+                drop: Some(words(&["ALL"])),
+            }),
             read_only_root_filesystem: Some(true),
             run_as_user: Some(0),
             run_as_group: Some(0),
@@ -175,6 +208,7 @@ pub(super) fn volumes(tls_secret: String, credentials: Option<String>) -> Vec<Vo
         // The agent's journal outlives its container.
         empty("migration-state", false),
         empty("migration-work", true),
+        empty("migration-scratch", true),
         secret("migration-tls", tls_secret),
     ];
     volumes.extend(credentials.map(|name| secret("migration-store", name)));
@@ -188,6 +222,10 @@ pub(super) fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
         read_only: read_only.then_some(true),
         ..Default::default()
     }
+}
+
+fn within(name: &str, directory: &str, path: &str) -> VolumeMount {
+    VolumeMount { sub_path: Some(directory.to_owned()), ..mount(name, path, false) }
 }
 
 fn requests(cpu: &str, memory: &str) -> ResourceRequirements {

@@ -108,7 +108,8 @@ pub fn container_of(app: &MigratableApp) -> Result<&Container, Unsupported> {
 /// # Errors
 /// When an application like that cannot be moved.
 pub fn build(plan: &Plan<'_>) -> Result<Pod, Unsupported> {
-    let moved = container_of(plan.app)?.name.clone();
+    let workload = container_of(plan.app)?;
+    let moved = workload.name.clone();
     let template = &plan.app.spec.template;
     let mut spec = template.spec.clone().unwrap_or_default();
     check(&spec)?;
@@ -116,7 +117,7 @@ pub fn build(plan: &Plan<'_>) -> Result<Pod, Unsupported> {
     let full_name = format!("{}/{}/{app}", plan.cluster, plan.app.namespace().unwrap_or_default());
     let tools = tools_container(plan.agent);
     let credentials = plan.app.spec.storage.credentials_secret.is_some();
-    let agent = agent_container(plan.agent, &plan.app.spec.storage);
+    let agent = agent_container(plan.agent, &plan.app.spec.storage, workload);
     for container in &mut spec.containers {
         if container.name == moved {
             launch(container, &full_name, plan.role);

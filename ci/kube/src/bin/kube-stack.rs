@@ -1,9 +1,9 @@
 //! `kube-stack up`: an API server to try things by hand.
 
-use std::process::ExitCode;
+use std::{net::Ipv4Addr, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use migration_kube::{Options, Stack};
+use migration_kube::{Nodes, Options, Stack};
 use tokio::{
     io::AsyncReadExt,
     signal::unix::{SignalKind, signal},
@@ -24,13 +24,20 @@ enum Command {
         /// With the controller manager and the scheduler
         #[arg(long)]
         controllers: bool,
+        /// Serve at this address of this machine too, for kubelets
+        #[arg(long, requires = "node")]
+        address: Option<Ipv4Addr>,
+        /// A node whose kubelet may come; NAME.kubeconfig beside the KUBECONFIG is for it
+        #[arg(long, value_name = "NAME", requires = "address")]
+        node: Vec<String>,
     },
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Command::Up { controllers } = Cli::parse().command;
-    match up(Options { controllers }).await {
+    let Command::Up { controllers, address, node } = Cli::parse().command;
+    let nodes = address.map(|address| Nodes { address, names: node });
+    match up(Options { controllers, nodes }).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

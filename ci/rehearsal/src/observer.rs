@@ -1,0 +1,175 @@
+//! What a client notices: one write after the other, each with a number, to whichever pod of the application answers.
+//!
+//! Redis counts (`INCR`), so that an answer tells whether everything that was acknowledged is still there, and whether anybody else
+//! counted: two copies that run at once would each have numbers of their own.
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use migration_harness::redis::{Client, Reply};
+
+use crate::{Failure, application::Application, cluster};
+
+/// Key of the count.
+const COUNT: &[u8] = b"observed";
+/// Between two writes.
+const PAUSE: Duration = Duration::from_millis(2);
+/// An answer that takes longer counts as none; the connection is given up. Not short: the write may still happen.
+const LIMIT: Duration = Duration::from_secs(5);
+/// How often pods are looked for.
+const LOOK: Duration = Duration::from_millis(300);
+
+/// What was seen.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// Writes that were acknowledged.
+    pub writes: u64,
+    /// Connections that failed or broke.
+    pub errors: u64,
+    /// The longest time between two acknowledged writes, and when it ended.
+    pub longest: Option<(Duration, SystemTime)>,
+    /// The last number that was acknowledged.
+    pub last: i64,
+    /// What must not be.
+    pub wrong: Option<String>,
+}
+
+/// A client at work.
+pub struct Observer {
+    stop: Arc<AtomicBool>,
+    seen: Arc<Mutex<Seen>>,
+    threads: Vec<thread::JoinHandle<()>>,
+    name: String,
+}
+
+impl Observer {
+    /// Begins to write. With `may_go_back`, an application that goes on from a checkpoint may have forgotten what came after it.
+    pub fn start(application: &Application, may_go_back: bool) -> Result<Self, Failure> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let addresses: BTreeSet<SocketAddr> = application.addresses()?.into_iter().collect();
+        let addresses = Arc::new(Mutex::new(addresses));
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let looks = {
+            let (stop, addresses) = (Arc::clone(&stop), Arc::clone(&addresses));
+            let name = application.name.clone();
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let application = std::mem::ManuallyDrop::new(Application { name: name.clone() });
+                    // An API server that does not answer changes nothing about where pods are.
+                    if let Ok(found) = application.addresses() {
+                        *lock(&addresses) = found.into_iter().collect();
+                    }
+                    thread::sleep(LOOK);
+                }
+            }
+        };
+        let writes = {
+            let (stop, seen) = (Arc::clone(&stop), Arc::clone(&seen));
+            move || write(&stop, &addresses, &seen, may_go_back)
+        };
+        let threads = vec![thread::spawn(looks), thread::spawn(writes)];
+        let observer = Self { stop, seen, threads, name: application.name.clone() };
+        cluster::until(LIMIT, "a first write", || Ok((observer.seen().writes > 0).then_some(())))?;
+        Ok(observer)
+    }
+
+    /// What was seen so far.
+    pub fn seen(&self) -> Seen {
+        lock(&self.seen).clone()
+    }
+
+    /// Ends it, once it has written something after whatever happened, and says what was seen.
+    pub fn finish(mut self) -> Result<Seen, Failure> {
+        let before = self.seen().writes;
+        cluster::until(Duration::from_secs(60), &format!("{} answers again", self.name), || {
+            Ok((self.seen().writes > before + 10).then_some(()))
+        })?;
+        self.end();
+        let seen = self.seen();
+        match &seen.wrong {
+            None => Ok(seen),
+            Some(wrong) => Err(format!("{}: {wrong}", self.name).into()),
+        }
+    }
+
+    fn end(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // One that has panicked has said so.
+            _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Takes the observer's own key away again, so that data can be compared.
+pub fn forget(application: &Application) -> Result<(), Failure> {
+    application.client()?.command(&[b"DEL", COUNT])?;
+    Ok(())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write(stop: &AtomicBool, addresses: &Mutex<BTreeSet<SocketAddr>>, seen: &Mutex<Seen>, may_go_back: bool) {
+    let mut connection: Option<Client> = None;
+    let mut acknowledged: Option<Instant> = None;
+    // Writes whose answer did not come: each of them may have happened.
+    let mut open = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let Some(client) = &mut connection else {
+            let known: Vec<SocketAddr> = lock(addresses).iter().copied().collect();
+            connection = known.into_iter().find_map(|address| Client::connect_to(address, LIMIT).ok());
+            if connection.is_none() {
+                lock(seen).errors += 1;
+                thread::sleep(PAUSE);
+            }
+            continue;
+        };
+        let answer = client.command(&[b"INCR", COUNT]);
+        let now = Instant::now();
+        let mut seen = lock(seen);
+        match answer {
+            Ok(Reply::Integer(number)) => {
+                let expected = seen.last + 1..=seen.last + 1 + open;
+                if !expected.contains(&number) && !(may_go_back && number <= seen.last) {
+                    let text = format!("write {number} was acknowledged after {}", seen.last);
+                    seen.wrong.get_or_insert(text);
+                }
+                seen.last = number;
+                seen.writes += 1;
+                if let Some(before) = acknowledged.replace(now) {
+                    let gap = now - before;
+                    if seen.longest.is_none_or(|(longest, _)| gap > longest) {
+                        seen.longest = Some((gap, SystemTime::now()));
+                    }
+                }
+                open = 0;
+            }
+            other => {
+                if let Ok(other) = other {
+                    seen.wrong.get_or_insert(format!("{other:?} is no number"));
+                }
+                seen.errors += 1;
+                open += 1;
+                connection = None;
+            }
+        }
+        drop(seen);
+        thread::sleep(PAUSE);
+    }
+}
