@@ -74,7 +74,35 @@ fn pod_name(app: &MigratableApp, round: u32) -> String {
     format!("{}-{hash:08x}", app[..app.floor_char_boundary(LONGEST)].trim_end_matches(['-', '.']))
 }
 
-/// The number of the pod after this one.
+/// As many pods in a row have different names.
+const ROUNDS: u32 = 1024;
+
+/// The number of the pod after this one. One that the application was moved to has none: after it the second begins.
 pub fn next_round(app: &MigratableApp, name: &str) -> u32 {
-    (0..u32::MAX).find(|round| pod_name(app, *round) == name).map_or(1, |round| round + 1) % 1024
+    (0..ROUNDS).find(|round| pod_name(app, *round) == name).map_or(1, |round| (round + 1) % ROUNDS)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_pod_is_followed_by_one_of_another_name_also_where_it_was_moved() {
+        let app: MigratableApp = serde_json::from_value(json!({
+            "metadata": {"name": "app", "uid": "u"},
+            "spec": {"template": {}, "storage": {"type": "s3", "bucket": "checkpoints"}},
+        }))
+        .unwrap();
+        for round in [0, 1, 700, ROUNDS - 1] {
+            let name = pod_name(&app, round);
+            assert_eq!(next_round(&app, &name), (round + 1) % ROUNDS);
+            assert_ne!(pod_name(&app, next_round(&app, &name)), name);
+        }
+        assert_eq!(
+            next_round(&app, &crate::migration::pod_name(&pod_name(&app, 0), "0123456789abcdef", 1)),
+            1
+        );
+    }
 }
