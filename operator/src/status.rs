@@ -128,6 +128,19 @@ pub fn failures_in_a_row(status: &MigratableAppStatus) -> u32 {
     u32::try_from(failed).unwrap_or(u32::MAX)
 }
 
+/// Whether there is a checkpoint of the run that a status tells of, rather than of one before it.
+pub fn has_checkpoint(status: &MigratableAppStatus) -> bool {
+    let last = status.migration.as_ref().filter(|last| last.checkpoint_id.is_some());
+    let of_this_run = last.is_some_and(|last| match (&status.current_pod_name, &last.target) {
+        (None, _) => true,
+        (Some(pod), Some(target)) => {
+            last.resumed_at.is_some() && target.pod == *pod && target.mark == status.current_pod_mark
+        }
+        (Some(_), None) => false,
+    });
+    status.checkpoint_status.is_some() || of_this_run
+}
+
 /// The name of the next migration of an application: it follows from the one before, so that everybody who reads the same status knows
 /// it before it is written down.
 pub fn next_id(app: &MigratableApp) -> String {

@@ -376,3 +376,45 @@ async fn an_operator_killed_at_any_stage_is_succeeded_by_another() {
     place.until_satisfied("web", 1).await;
     place.assert_nothing_ran_twice();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_is_deleted_leaves_its_pod_and_a_deployment_that_is_deleted_leaves_none() {
+    let place = Deployed::new("deleted", json!({})).await;
+    let _operator = place.operator().await;
+    place.deploy("web", 1).await;
+    let app = place.until_running("web", 1).await.remove(0);
+    let pod = place.until_pods("web", 1).await.remove(0);
+    let uid = place.scene.apps().get(&app).await.unwrap().metadata.uid;
+
+    // In the middle of a migration: it is called off, and the pod is its ReplicaSet's again.
+    place.scene.world.fate(OperationKind::FinalDump, Fate::Hangs);
+    place.scene.trigger(&app).await;
+    place.scene.until_stage(&app, Stage::Dumping).await;
+    place.scene.apps().delete(&app, &DeleteParams::default()).await.unwrap();
+    let another = async {
+        while place.scene.apps().get_opt(&app).await.unwrap().is_none_or(|there| there.metadata.uid == uid) {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(PATIENCE, another).await.expect("a pod that asks has an object");
+    assert_eq!(place.until_running("web", 1).await, [app.clone()]);
+    let left = place.until_pods("web", 1).await.remove(0);
+    place.until_satisfied("web", 1).await;
+    assert_eq!((&left.metadata.uid, controller_of(&left)), (&pod.metadata.uid, controller_of(&pod)));
+    let world = place.world(&app);
+    assert_eq!((world.launches, world.dumps, world.runs), (1, 0, vec![ip(&left)]));
+
+    // And with the Deployment: what was released from it goes as well.
+    place.scene.world.fate(OperationKind::FinalDump, Fate::Hangs);
+    place.scene.trigger(&app).await;
+    place.scene.until_stage(&app, Stage::Dumping).await;
+    place.deployments().delete("web", &DeleteParams::background()).await.unwrap();
+    place.until_ended(&app).await;
+    let none = async {
+        while !place.pods("web").await.is_empty() {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(PATIENCE, none).await.expect("no pod is left");
+    place.assert_nothing_ran_twice();
+}

@@ -30,7 +30,7 @@ use crate::{
     observe::{self, Found, current_place, now, place_of},
     secrets::{self, Missing},
     start::{next_round, start},
-    status::{condition, set},
+    status::{condition, has_checkpoint, set},
     trigger::{self, RETRY_ANNOTATION},
 };
 
@@ -48,7 +48,7 @@ pub async fn without_pod(ctx: &Context, app: MigratableApp) -> Result<Duration, 
     let Some(last) = status.migration.clone().filter(Migration::source_has_stopped) else {
         return Box::pin(begin(ctx, app)).await;
     };
-    if last.checkpoint_id.is_none() && status.checkpoint_status.is_none() {
+    if !has_checkpoint(&status) {
         return end(
             ctx,
             &app,
@@ -169,7 +169,7 @@ pub async fn gone(ctx: &Context, app: MigratableApp, place: Place, found: Found)
         };
     }
     let lost = awaited || is_lost(ctx, &app, &place).await?;
-    if lost && status.checkpoint_status.is_some() {
+    if lost && has_checkpoint(&status) {
         return Box::pin(idle::recover(ctx, app, place)).await;
     }
     if let Some(pod) = found.pod.filter(|pod| found.seen == PodSeen::Ended && ended_by_itself(pod)) {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, ResourceExt, api::ListParams};
 
-use super::OWNER_LABEL;
+use super::{HASH_LABEL, OWNER_LABEL};
 use crate::{
     api::{
         Injection, MigratableApp, PodOwner,
@@ -19,7 +19,7 @@ use crate::{
     migration::{next_targets, owner_made},
     observe::{self, current_place},
     placement,
-    status::next_id,
+    status::{has_checkpoint, next_id},
 };
 
 /// Nodes beyond these are as good as one another.
@@ -55,6 +55,7 @@ pub async fn awaited(
     owner: &Injection,
 ) -> Result<Option<Replacement>, Error> {
     let Some(maker) = owner.owner.makes_target() else { return Ok(None) };
+    let pods = pods_beside(ctx, namespace, pod).await?;
     let mut apps = of_owner(ctx, namespace, owner).await?;
     // Who has waited longest comes first.
     let begun = |app: &MigratableApp| {
@@ -62,7 +63,7 @@ pub async fn awaited(
     };
     apps.sort_by_key(|app| (begun(app), app.name_any()));
     for app in apps.iter().filter(|app| app.metadata.deletion_timestamp.is_none()) {
-        let Some(waiting) = waiting(ctx, app, maker, pod).await? else { continue };
+        let Some(waiting) = waiting(ctx, app, maker, pod, &pods).await? else { continue };
         return Ok(Some(describe(ctx, app, waiting)));
     }
     Ok(None)
@@ -96,6 +97,7 @@ async fn waiting<'a>(
     app: &'a MigratableApp,
     maker: TargetMadeBy,
     pod: &Pod,
+    pods: &[Pod],
 ) -> Result<Option<Waiting<'a>>, Error> {
     let Some(status) = &app.status else { return Ok(None) };
     let last = status.migration.as_ref();
@@ -111,20 +113,21 @@ async fn waiting<'a>(
         return Ok(None);
     }
     if let Some(written) = moves {
-        let Some(place) = next_target(ctx, app, written, maker).await? else { return Ok(None) };
+        let Some(place) = next_target(written, maker, pods) else { return Ok(None) };
         let source = written.source.node.clone();
         return Ok(Some(Waiting { place, id: written.id.clone(), source, migration: Some(written) }));
     }
-    let checkpointed =
-        status.checkpoint_status.is_some() || last.is_some_and(|last| last.checkpoint_id.is_some());
-    let runs = status.current_pod_name.is_some();
-    if !checkpointed || (runs && !is_lost(ctx, app, &source).await?) {
-        return Ok(None);
-    }
     let id = next_id(app);
     let place = owner_made(maker, &source.pod, &id, 1);
-    let taken = maker == TargetMadeBy::ReplicaSet && pod_at(ctx, app, &place.pod).await?.is_some();
-    Ok((!taken).then_some(Waiting { place, id, source: source.node, migration: None }))
+    let taken = maker == TargetMadeBy::ReplicaSet && named(pods, &place.pod).is_some();
+    // One that is there is not replaced.
+    let there = maker == TargetMadeBy::ReplicaSet && named(pods, &source.pod).is_some_and(is_live);
+    if taken || there || !has_checkpoint(status) {
+        return Ok(None);
+    }
+    let runs = status.current_pod_name.is_some();
+    let awaits = !runs || is_lost(ctx, app, &source).await?;
+    Ok(awaits.then_some(Waiting { place, id, source: source.node, migration: None }))
 }
 
 /// Where an application was that is a checkpoint now.
@@ -133,31 +136,36 @@ fn stranded(last: Option<&Migration>) -> Option<Place> {
 }
 
 /// The target that a migration is to have next, unless it has it.
-async fn next_target(
-    ctx: &Context,
-    app: &MigratableApp,
-    written: &Migration,
-    maker: TargetMadeBy,
-) -> Result<Option<Place>, Error> {
-    let next = next_targets(written, maker);
+fn next_target(written: &Migration, maker: TargetMadeBy, pods: &[Pod]) -> Option<Place> {
+    let mut next = next_targets(written, maker).into_iter();
     if maker == TargetMadeBy::StatefulSet {
-        return Ok(next.into_iter().next());
+        return next.next();
     }
-    if written.stage == MigrationStage::ChoosingTarget && !written.source_has_stopped() {
+    let before = written.stage == MigrationStage::ChoosingTarget && !written.source_has_stopped();
+    if before && named(pods, &written.source.pod).is_some_and(is_live) {
         // Nothing has been released yet: a pod that is made now is one more.
-        let source = pod_at(ctx, app, &written.source.pod).await?;
-        if source.is_some_and(|pod| !super::is_released(&pod) && is_live(&pod)) {
-            return Ok(None);
-        }
+        return None;
     }
     for place in next {
-        match pod_at(ctx, app, &place.pod).await? {
-            None => return Ok(Some(place)),
-            Some(pod) if is_live(&pod) => return Ok(None),
+        match named(pods, &place.pod) {
+            None => return Some(place),
+            Some(pod) if is_live(pod) => return None,
             Some(_) => {}
         }
     }
-    Ok(None)
+    None
+}
+
+/// The pods that the ReplicaSet of a new one knows for its own, which those are not that were released from it.
+async fn pods_beside(ctx: &Context, namespace: &str, pod: &Pod) -> Result<Vec<Pod>, Error> {
+    let Some(hash) = pod.labels().get(HASH_LABEL) else { return Ok(Vec::new()) };
+    let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), namespace);
+    let labelled = ListParams::default().labels(&format!("{HASH_LABEL}={hash}"));
+    Ok(pods.list(&labelled).await.map_err(Error::kube("list a ReplicaSet's pods"))?.items)
+}
+
+fn named<'a>(pods: &'a [Pod], name: &str) -> Option<&'a Pod> {
+    pods.iter().find(|pod| pod.metadata.name.as_deref() == Some(name))
 }
 
 async fn pod_at(ctx: &Context, app: &MigratableApp, name: &str) -> Result<Option<Pod>, Error> {
