@@ -38,6 +38,8 @@ pub struct Seen {
     pub longest: Option<(Duration, SystemTime)>,
     /// The last number that was acknowledged.
     pub last: i64,
+    /// Writes that were acknowledged and are not there any more: made after the checkpoint it went on from.
+    pub lost: i64,
     /// What must not be.
     pub wrong: Option<String>,
 }
@@ -150,6 +152,7 @@ fn write(stop: &AtomicBool, addresses: &Mutex<BTreeSet<SocketAddr>>, seen: &Mute
                     let text = format!("write {number} was acknowledged after {}", seen.last);
                     seen.wrong.get_or_insert(text);
                 }
+                seen.lost += (seen.last + 1 - number).max(0);
                 seen.last = number;
                 seen.writes += 1;
                 if let Some(before) = acknowledged.replace(now) {
