@@ -22,8 +22,11 @@ use crate::{Failure, application::Application, cluster};
 const COUNT: &[u8] = b"observed";
 /// Between two writes.
 const PAUSE: Duration = Duration::from_millis(2);
-/// An answer that takes longer counts as none; the connection is given up. Not short: the write may still happen.
-const LIMIT: Duration = Duration::from_secs(5);
+/// An answer that takes longer counts as none, and the connection is given up: a process that is stopped to be handed over takes
+/// connections and says nothing. Whether the write happens after all, the next answer tells.
+const LIMIT: Duration = Duration::from_millis(500);
+/// How long the first answer may take.
+const FIRST: Duration = Duration::from_secs(10);
 /// How often pods are looked for.
 const LOOK: Duration = Duration::from_millis(300);
 
@@ -79,7 +82,7 @@ impl Observer {
         };
         let threads = vec![thread::spawn(looks), thread::spawn(writes)];
         let observer = Self { stop, seen, threads, name: application.name.clone() };
-        cluster::until(LIMIT, "a first write", || Ok((observer.seen().writes > 0).then_some(())))?;
+        cluster::until(FIRST, "a first write", || Ok((observer.seen().writes > 0).then_some(())))?;
         Ok(observer)
     }
 
@@ -129,13 +132,19 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 fn write(stop: &AtomicBool, addresses: &Mutex<BTreeSet<SocketAddr>>, seen: &Mutex<Seen>, may_go_back: bool) {
     let mut connection: Option<Client> = None;
+    let mut silent: Option<SocketAddr> = None;
     let mut acknowledged: Option<Instant> = None;
     // Writes whose answer did not come: each of them may have happened.
     let mut open = 0;
     while !stop.load(Ordering::Relaxed) {
         let Some(client) = &mut connection else {
-            let known: Vec<SocketAddr> = lock(addresses).iter().copied().collect();
-            connection = known.into_iter().find_map(|address| Client::connect_to(address, LIMIT).ok());
+            let mut known: Vec<SocketAddr> = lock(addresses).iter().copied().collect();
+            // Where nobody answered is asked last.
+            known.sort_by_key(|address| Some(*address) == silent);
+            connection = known.into_iter().find_map(|address| {
+                silent = Some(address);
+                Client::connect_to(address, LIMIT).ok()
+            });
             if connection.is_none() {
                 lock(seen).errors += 1;
                 thread::sleep(PAUSE);
