@@ -79,7 +79,7 @@ fn open_here(line: &str) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write, os::fd::AsRawFd, path::Path};
+    use std::{env, io::Write, os::fd::AsRawFd, path::Path, process::Command};
 
     use super::*;
 
@@ -108,9 +108,28 @@ mod tests {
     }
 
     #[test]
-    fn a_group_outside_of_this_process_s_namespace_is_reached_through_the_first_process() {
-        let line = fs::read_to_string("/proc/self/cgroup").unwrap().lines().next().unwrap().to_owned();
-        let hidden = format!("{}:/../elsewhere", line.rsplit_once(':').unwrap().0);
-        open(std::process::id(), &hidden).unwrap();
+    fn a_group_outside_of_the_own_namespace_is_reached_through_the_first_process() {
+        const INSIDE: &str = "MIGRATION_TEST_INSIDE";
+        if env::var_os(INSIDE).is_some() {
+            let line = fs::read_to_string("/proc/self/cgroup").unwrap().lines().next().unwrap().to_owned();
+            assert!(line.ends_with(":/"), "a namespace begins where its first process is: {line}");
+            let hidden = format!("{}:/../elsewhere", line.rsplit_once(':').unwrap().0);
+            let opened = open(std::process::id(), &hidden).unwrap();
+            fs::File::from(opened).write_all(std::process::id().to_string().as_bytes()).unwrap();
+            return;
+        }
+        // As in a pod: a first process, and beside it one with a namespace of control groups of its own.
+        let name = thread::current().name().unwrap().to_owned();
+        let pod = ["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", "\"$@\"; exit $?", "sh"];
+        let output = Command::new("unshare")
+            .args(pod)
+            .args(["unshare", "--cgroup"])
+            .arg(env::current_exe().unwrap())
+            .args(["--exact", &name])
+            .env(INSIDE, "")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
     }
 }

@@ -5,7 +5,8 @@
 
 use std::{
     collections::BTreeSet,
-    net::SocketAddr,
+    io::{self, BufRead, BufReader, Write},
+    net::{SocketAddr, TcpStream},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -14,16 +15,19 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use migration_harness::redis::{Client, Reply};
-
 use crate::{Failure, application::Application, cluster};
 
 /// Key of the count.
 const COUNT: &[u8] = b"observed";
+/// A write, in redis' protocol.
+const WRITE: &[u8] = b"*2\r\n$4\r\nINCR\r\n$8\r\nobserved\r\n";
 /// Between two writes.
 const PAUSE: Duration = Duration::from_millis(2);
-/// An answer that takes longer counts as none; the connection is given up. Not short: the write may still happen.
-const LIMIT: Duration = Duration::from_secs(5);
+/// An answer that takes longer counts as none, and the connection is given up: a process that is stopped to be handed over takes
+/// connections and says nothing. Whether the write happens after all, the next answer tells.
+const LIMIT: Duration = Duration::from_millis(500);
+/// How long the first answer may take.
+const FIRST: Duration = Duration::from_secs(10);
 /// How often pods are looked for.
 const LOOK: Duration = Duration::from_millis(300);
 
@@ -38,6 +42,8 @@ pub struct Seen {
     pub longest: Option<(Duration, SystemTime)>,
     /// The last number that was acknowledged.
     pub last: i64,
+    /// Writes that were acknowledged and are not there any more: made after the checkpoint it went on from.
+    pub lost: i64,
     /// What must not be.
     pub wrong: Option<String>,
 }
@@ -77,7 +83,7 @@ impl Observer {
         };
         let threads = vec![thread::spawn(looks), thread::spawn(writes)];
         let observer = Self { stop, seen, threads, name: application.name.clone() };
-        cluster::until(LIMIT, "a first write", || Ok((observer.seen().writes > 0).then_some(())))?;
+        cluster::until(FIRST, "a first write", || Ok((observer.seen().writes > 0).then_some(())))?;
         Ok(observer)
     }
 
@@ -121,35 +127,64 @@ pub fn forget(application: &Application) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A connection that is let go without waiting for the other end, which may be stopped.
+struct Connection(BufReader<TcpStream>);
+
+impl Connection {
+    fn open(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, LIMIT)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.set_write_timeout(Some(LIMIT))?;
+        stream.set_nodelay(true)?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    /// Writes once, and says which write that was.
+    fn count(&mut self) -> io::Result<i64> {
+        self.0.get_mut().write_all(WRITE)?;
+        let mut line = String::new();
+        self.0.read_line(&mut line)?;
+        let number = line.strip_prefix(':').and_then(|number| number.trim_end().parse().ok());
+        number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, line))
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn write(stop: &AtomicBool, addresses: &Mutex<BTreeSet<SocketAddr>>, seen: &Mutex<Seen>, may_go_back: bool) {
-    let mut connection: Option<Client> = None;
+    let mut connection: Option<Connection> = None;
+    let mut silent: Option<SocketAddr> = None;
     let mut acknowledged: Option<Instant> = None;
     // Writes whose answer did not come: each of them may have happened.
     let mut open = 0;
     while !stop.load(Ordering::Relaxed) {
-        let Some(client) = &mut connection else {
-            let known: Vec<SocketAddr> = lock(addresses).iter().copied().collect();
-            connection = known.into_iter().find_map(|address| Client::connect_to(address, LIMIT).ok());
+        let Some(peer) = &mut connection else {
+            let mut known: Vec<SocketAddr> = lock(addresses).iter().copied().collect();
+            // Where nobody answered is asked last.
+            known.sort_by_key(|address| Some(*address) == silent);
+            connection = known.into_iter().find_map(|address| {
+                silent = Some(address);
+                Connection::open(address).ok()
+            });
             if connection.is_none() {
                 lock(seen).errors += 1;
                 thread::sleep(PAUSE);
             }
             continue;
         };
-        let answer = client.command(&[b"INCR", COUNT]);
+        let answer = peer.count();
         let now = Instant::now();
         let mut seen = lock(seen);
         match answer {
-            Ok(Reply::Integer(number)) => {
+            Ok(number) => {
                 let expected = seen.last + 1..=seen.last + 1 + open;
                 if !expected.contains(&number) && !(may_go_back && number <= seen.last) {
                     let text = format!("write {number} was acknowledged after {}", seen.last);
                     seen.wrong.get_or_insert(text);
                 }
+                seen.lost += (seen.last + 1 - number).max(0);
                 seen.last = number;
                 seen.writes += 1;
                 if let Some(before) = acknowledged.replace(now) {
@@ -160,10 +195,7 @@ fn write(stop: &AtomicBool, addresses: &Mutex<BTreeSet<SocketAddr>>, seen: &Mute
                 }
                 open = 0;
             }
-            other => {
-                if let Ok(other) = other {
-                    seen.wrong.get_or_insert(format!("{other:?} is no number"));
-                }
+            Err(_) => {
                 seen.errors += 1;
                 open += 1;
                 connection = None;

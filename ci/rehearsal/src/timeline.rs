@@ -55,10 +55,11 @@ impl Timeline {
                     .push((end, format!("{name}: the client's longest pause ends, {} ms", gap.as_millis())));
             }
             self.note(format!(
-                "{name}: a client wrote {} times; longest pause {} ms, {} failed tries to connect or write, nothing lost",
+                "{name}: a client wrote {} times; longest pause {} ms, {} failed tries to connect or write, {} acknowledged writes lost",
                 seen.writes,
                 gap.as_millis(),
-                seen.errors
+                seen.errors,
+                seen.lost
             ));
         }
     }
