@@ -32,7 +32,8 @@ use crate::{
     context::{Context, Settings},
     error::Error,
     finalize, idle, injection, migrate,
-    migration::spread,
+    migration::{since, spread},
+    observe::now,
     pods::INJECTED_ANNOTATION,
 };
 
@@ -65,7 +66,8 @@ async fn look(app: MigratableApp, ctx: &Context) -> Result<Action, Error> {
         written.is_some_and(|one| !one.stage.is_over())
     };
     if app.metadata.deletion_timestamp.is_some() {
-        if app.spec.injection.is_some() && finalize::has_finalizer(&app) && moves(&app) {
+        let open = moves(&app) || unsettled(&app, ctx.settings.limits.grace);
+        if app.spec.injection.is_some() && finalize::has_finalizer(&app) && open {
             let (_, again) = Box::pin(migrate::migrate(ctx, app)).await?;
             return Ok(Action::requeue(again.unwrap_or(ctx.settings.limits.look)));
         }
@@ -81,6 +83,13 @@ async fn look(app: MigratableApp, ctx: &Context) -> Result<Action, Error> {
     let rest = if moves(&app) { None } else { Some(Box::pin(idle::idle(ctx, app)).await?) };
     let soonest = again.into_iter().chain(rest).min().unwrap_or(ctx.settings.resync);
     Ok(Action::requeue(soonest.max(Duration::from_millis(10))))
+}
+
+/// Whether a migration that is over has left an operation that may still come to something, while that is worth waiting for.
+fn unsettled(app: &MigratableApp, grace: Duration) -> bool {
+    let last = app.status.as_ref().and_then(|status| status.migration.as_ref());
+    let ended = last.filter(|last| last.operation.is_some()).and_then(|last| last.finished_at.as_ref());
+    ended.is_some_and(|ended| since(ended.0, now()) < grace * 2)
 }
 
 /// When to try again: soon after the first error, then less and less often, and each application at another moment.

@@ -397,7 +397,7 @@ async fn an_object_that_is_deleted_leaves_its_pod_and_a_deployment_that_is_delet
         }
     };
     timeout(PATIENCE, another).await.expect("a pod that asks has an object");
-    assert_eq!(place.until_running("web", 1).await, [app.clone()]);
+    assert_eq!(place.until_running("web", 1).await, std::slice::from_ref(&app));
     let left = place.until_pods("web", 1).await.remove(0);
     place.until_satisfied("web", 1).await;
     assert_eq!((&left.metadata.uid, controller_of(&left)), (&pod.metadata.uid, controller_of(&pod)));

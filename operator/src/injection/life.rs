@@ -13,7 +13,7 @@ use super::{
     is_released,
     owner::{Wants, wants},
     replacement::is_lost,
-    target::{is_overrated, pods_of, put_back_exactly, rate_like_others},
+    target::{give_back, is_overrated, pods_of, rate_like_others},
     waits,
 };
 use crate::{
@@ -249,12 +249,9 @@ pub async fn release_pods(ctx: &Context, app: &MigratableApp) -> Result<(), Erro
     };
     for pod in pods_of(ctx, app).await? {
         let runs = runs_in.as_ref().is_some_and(|place| observe::is_at(place, &pod));
-        if runs && is_released(&pod) {
-            match wants(ctx, app, &pod.name_any()).await? {
-                // Nobody else would end it.
-                Wants::Nothing => delete_exactly(ctx, app, pod).await?,
-                _ => put_back_exactly(ctx, app, &pod).await?,
-            }
+        if runs && super::owner(app) == Some(PodOwner::ReplicaSet) {
+            tell_restored(ctx, app, &pod).await?;
+            give_back(ctx, app, pod).await?;
         } else if runs {
             tell_restored(ctx, app, &pod).await?;
         } else if waits(&pod) || is_released(&pod) {

@@ -174,22 +174,32 @@ async fn release(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<(), Er
 }
 
 /// Gives a pod back to the ReplicaSet it was released from, which then ends the one that replaced it: that is not ready, or is of less
-/// worth.
+/// worth. Where that ReplicaSet is gone or wants no pods, it is deleted, which nobody else would do.
 ///
 /// # Errors
 /// When the API server does not answer, or somebody else has changed the pod meanwhile.
 pub async fn put_back(ctx: &Context, app: &MigratableApp, source: &Place) -> Result<(), Error> {
     match observe::find(ctx, app, source, Look::Fresh).await?.pod {
-        Some(pod) => put_back_exactly(ctx, app, &pod).await,
+        Some(pod) => give_back(ctx, app, pod).await,
         None => Ok(()),
     }
 }
 
-/// As [`put_back`], with the pod as it was read.
+/// As [`put_back`], with the pod as it was read; one that belongs to somebody stays as it is.
 ///
 /// # Errors
 /// As [`put_back`].
-pub async fn put_back_exactly(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<(), Error> {
+pub async fn give_back(ctx: &Context, app: &MigratableApp, pod: Pod) -> Result<(), Error> {
+    if controller_of(&pod).is_some() && !is_released(&pod) {
+        return Ok(());
+    }
+    match wants(ctx, app, &pod.name_any()).await? {
+        Wants::Nothing => delete_exactly(ctx, app, pod).await,
+        Wants::Enough | Wants::More => label_back(ctx, app, &pod).await,
+    }
+}
+
+async fn label_back(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<(), Error> {
     let Some(hash) = pod.annotations().get(RELEASED_ANNOTATION).filter(|_| is_released(pod)) else {
         return Ok(());
     };
