@@ -51,8 +51,8 @@ pub struct Options {
 /// Real nodes of a stack, in a network of their own.
 #[derive(Clone, Debug)]
 pub struct Nodes {
-    /// Where they reach the API server, at [`programs::API_PORT`]; pods reach it at [`programs::SERVICE_ADDRESS`], which this machine
-    /// has to have as well.
+    /// Where they reach the API server, at port 443; pods reach it at 10.96.0.1, the first address of Services, which this machine has
+    /// to have as well.
     pub address: Ipv4Addr,
     /// Their names. `NAME.kubeconfig` beside the stack's own is what the kubelet of each needs.
     pub names: Vec<String>,
