@@ -342,6 +342,10 @@ impl Agent {
                 options = options.inherit_fd(stream.key.clone(), fd);
             }
         }
+        // A CRIU that hangs sends no notification at which it could be told.
+        let (told, tells) = std::io::pipe().map_err(AgentError::io("cannot make a pipe"))?;
+        request.cancel.on_cancel(move || drop(tells));
+        let options = options.give_up_with(told.into());
         let claim = self.claim(&request)?;
         // All tasks have their pids.
         let mut built = false;

@@ -359,6 +359,44 @@ fn a_dump_whose_caller_has_gone_is_given_up_unless_another_one_waits() {
 }
 
 #[test]
+fn a_restore_in_which_criu_hangs_ends_at_its_deadline() {
+    let fixture = Fixture::local();
+    let workload = Workload::start("heap", &["--mib", "8"]).unwrap();
+    fixture.checkpoint("app", &workload);
+    wait_gone(&workload);
+    let (wrapper, hangs) = (fixture.path().join("criu"), fixture.path().join("hangs"));
+    let criu = std::env::var("MIGRATION_CRIU").unwrap_or_else(|_| "/opt/criu/bin/criu".to_owned());
+    let script = format!(
+        "#!/bin/sh\nsleep 0.3\n[ ! -e {} ] || exec sleep 1000\nexec {criu} \"$@\"\n",
+        hangs.display()
+    );
+    std::fs::write(&wrapper, script).unwrap();
+    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let service = Service::start(&fixture, &["--criu", wrapper.to_str().unwrap()]);
+    let address = service.address();
+    let call = |operation: &str| {
+        let mut command = fixture.agent(&["restore", "--app", "app", "--agent", &address]);
+        command.args(["--strategy", "lazy-storage", "--timeout", "8", "--json", "--operation", operation]);
+        command
+    };
+
+    let mut hanging = call("restore-hangs");
+    let hanging = hanging.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut hanging = hanging.spawn().unwrap();
+    service.wait_for_stage("restore-hangs", &[Stage::Restoring]);
+    std::fs::write(&hangs, "").unwrap();
+    let failure = service.failure("restore-hangs");
+    assert_eq!(failure.reason(), Reason::Deadline, "{failure:?}");
+    hanging.wait().unwrap();
+    wait_gone(&workload);
+
+    std::fs::remove_file(&hangs).unwrap();
+    let output = call("restore-after").output().unwrap();
+    assert!(output.status.success(), "{}", common::text(&output));
+    intact(&workload);
+}
+
+#[test]
 fn a_cancelled_restore_leaves_nothing_of_the_tree() {
     for strategy in common::STRATEGIES {
         let fixture = Fixture::s3();

@@ -159,9 +159,9 @@ impl Criu {
 
     /// Rebuilds a tree. Blocks until it runs; `handler` is called for each notification while CRIU waits.
     ///
-    /// When this fails CRIU kills what it has built. There are two exceptions, in which tasks can remain, running or
+    /// When this fails CRIU kills what it has built. There are three exceptions, in which tasks can remain, running or
     /// blocked, under the ids that [`ImageDir::tasks`](crate::ImageDir::tasks) tells; the caller has to kill them:
-    /// [`CriuError::Crashed`] and [`CriuError::Deadline`]. After [`CriuError::HandlerIgnored`] the tree is complete and
+    /// [`CriuError::Crashed`], [`CriuError::Deadline`] and [`CriuError::GivenUp`]. After [`CriuError::HandlerIgnored`] the tree is complete and
     /// runs. A killed root may have to be reaped before its id is free for another attempt.
     ///
     /// # Errors
@@ -210,10 +210,12 @@ impl Criu {
         prepared: Prepared,
         handler: &mut dyn FnMut(&Notification) -> Result<(), HandlerError>,
     ) -> Result<CriuResp, CriuError> {
-        let Prepared { options, isolation, work_dir, page_client, images: _images, deadline } = prepared;
+        let Prepared { options, isolation, work_dir, page_client, images: _images, deadline, gives_up } =
+            prepared;
         let request = CriuReq { r#type: wire_kind.into(), opts: Some(options), ..CriuReq::default() };
         let page_socket = page_client.as_ref().map(|client| client.theirs);
-        let session = Session::start(&self.path, kind, work_dir.as_deref(), page_socket, isolation)?;
+        let mut session = Session::start(&self.path, kind, work_dir.as_deref(), page_socket, isolation)?;
+        session.gives_up = gives_up;
         session.run(&request, pid, deadline, handler)
     }
 }

@@ -109,6 +109,14 @@ pub enum CriuError {
         /// Its error lines.
         lines: Vec<String>,
     },
+    /// The caller gave the request up, and CRIU was ended.
+    #[error("{request} was given up{}", after_colon(lines))]
+    GivenUp {
+        /// What CRIU was doing.
+        request: RequestKind,
+        /// Its error lines.
+        lines: Vec<String>,
+    },
     /// CRIU's answer makes no sense.
     #[error("criu answered {request} with {what}")]
     Protocol {

@@ -147,6 +147,8 @@ pub(crate) struct Prepared {
     /// CRIU reaches the images through it while it works.
     pub(crate) images: Option<File>,
     pub(crate) deadline: Duration,
+    /// Closed at its other end when the caller gives the request up.
+    pub(crate) gives_up: Option<OwnedFd>,
 }
 
 /// The client of the page server that CRIU is at the end of a lazy dump.
@@ -260,7 +262,7 @@ impl DumpOptions {
         };
         let images = put(self.place, &self.images_dir, &mut self.wire, &mut isolation)?;
         let Self { wire: options, work_dir, deadline, .. } = self;
-        Ok(Prepared { options, isolation, work_dir, page_client, images, deadline })
+        Ok(Prepared { options, isolation, work_dir, page_client, images, deadline, gives_up: None })
     }
 }
 
@@ -273,6 +275,7 @@ pub struct RestoreOptions {
     work_dir: Option<PathBuf>,
     inherited: Vec<(String, OwnedFd)>,
     deadline: Duration,
+    gives_up: Option<OwnedFd>,
 }
 
 shared_options!(RestoreOptions);
@@ -291,7 +294,14 @@ impl RestoreOptions {
             work_dir: None,
             inherited: Vec::new(),
             deadline: Self::DEADLINE,
+            gives_up: None,
         }
+    }
+
+    /// Ends CRIU when the other end of this pipe is closed, whatever it is doing.
+    pub fn give_up_with(mut self, pipe: OwnedFd) -> Self {
+        self.gives_up = Some(pipe);
+        self
     }
 
     /// Leaves pages that are marked lazy to the server listening on `lazy-pages.socket` in the work directory.
@@ -320,8 +330,8 @@ impl RestoreOptions {
             self.wire.inherit_fd.push(rpc::InheritFd { key, fd });
         }
         let images = put(self.place, &self.images_dir, &mut self.wire, &mut isolation)?;
-        let Self { wire: options, work_dir, deadline, .. } = self;
-        Ok(Prepared { options, isolation, work_dir, page_client: None, images, deadline })
+        let Self { wire: options, work_dir, deadline, gives_up, .. } = self;
+        Ok(Prepared { options, isolation, work_dir, page_client: None, images, deadline, gives_up })
     }
 }
 

@@ -64,6 +64,8 @@ pub(crate) struct Session {
     /// `None` once CRIU and everything it started has closed it.
     stderr: Option<OwnedFd>,
     log: Log,
+    /// A pipe whose other end is closed when nobody wants an answer any more.
+    pub(crate) gives_up: Option<OwnedFd>,
 }
 
 impl Session {
@@ -114,7 +116,8 @@ impl Session {
             Ok(pidfd) => (Some(pidfd), None),
             Err(failed) => (None, Some(failed)),
         };
-        let mut session = Self { request, socket: Some(ours), child, pidfd, stderr, log: Log::default() };
+        let mut session =
+            Self { request, socket: Some(ours), child, pidfd, stderr, log: Log::default(), gives_up: None };
         if let Some(failed) = failed {
             session.kill();
             return Err(failed);
@@ -205,6 +208,10 @@ impl Session {
             if readable {
                 break;
             }
+            if self.is_given_up() {
+                self.end();
+                return Err(CriuError::GivenUp { request: self.request, lines: self.take_lines() });
+            }
             if left.is_zero() {
                 self.end();
                 return Err(CriuError::Deadline { request: self.request, limit, lines: self.take_lines() });
@@ -246,6 +253,9 @@ impl Session {
         if let Some(stderr) = &self.stderr {
             polled.push(PollFd::new(stderr, PollFlags::IN));
         }
+        if let (Waited::Socket, Some(gives_up)) = (&what, &self.gives_up) {
+            polled.push(PollFd::new(gives_up, PollFlags::empty()));
+        }
         let timeout = Timespec {
             tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: limit.subsec_nanos().into(),
@@ -255,11 +265,18 @@ impl Session {
             Err(source) => return Err(CriuError::System { what: "wait for criu", source: source.into() }),
         }
         let ready = polled[..2].iter().any(|polled| !polled.revents().is_empty());
-        let logged = polled.get(2).is_some_and(|stderr| !stderr.revents().is_empty());
+        let logged = self.stderr.is_some() && !polled[2].revents().is_empty();
         if logged {
             self.drain_log();
         }
         Ok(ready)
+    }
+
+    fn is_given_up(&self) -> bool {
+        let Some(gives_up) = &self.gives_up else { return false };
+        let mut polled = [PollFd::new(gives_up, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut polled, Some(&now)).is_ok() && !polled[0].revents().is_empty()
     }
 
     fn drain_log(&mut self) {

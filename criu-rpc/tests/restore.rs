@@ -295,6 +295,38 @@ fn a_lazy_page_server_that_never_answers_meets_the_deadline() {
 }
 
 #[test]
+fn a_restore_that_is_given_up_ends_whatever_criu_waits_for() {
+    let scratch = tempfile::tempdir().unwrap();
+    let images = directory(scratch.path(), "images");
+    let work = directory(scratch.path(), "work");
+    let mut workload = Workload::start_with_rseq(10, scratch.path());
+    dump_into(&criu(), &mut workload, &images);
+    let listener = UnixListener::bind(work.join("lazy-pages.socket")).unwrap();
+    let (told, tells) = std::io::pipe().unwrap();
+    let options = RestoreOptions::new(&images)
+        .rst_sibling(true)
+        .lazy_pages(true)
+        .work_dir(&work)
+        .give_up_with(told.into());
+    let giving_up = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(500));
+        drop(tells);
+    });
+    let started = Instant::now();
+    let error = criu().restore(options, &mut |_| Ok(())).unwrap_err();
+    giving_up.join().unwrap();
+    assert!(matches!(error, CriuError::GivenUp { .. }), "{error:?}");
+    assert!(started.elapsed() < Duration::from_secs(60));
+    let left = common::processes_with(work.to_str().unwrap());
+    assert!(left.is_empty(), "{left:?}");
+    for task in ImageDir::open(&images).unwrap().tasks().unwrap() {
+        common::kill_and_reap(task.pid);
+    }
+    assert!(is_gone(workload.pid));
+    drop(listener);
+}
+
+#[test]
 fn without_a_lazy_page_server_a_lazy_restore_fails_at_once() {
     let scratch = tempfile::tempdir().unwrap();
     let images = directory(scratch.path(), "images");

@@ -267,7 +267,7 @@ impl Operations {
     fn end(&self, entry: &Entry, outcome: Outcome) {
         match &outcome {
             Outcome::Failed(detail) => {
-                tracing::warn!(reason = error::word(detail.reason()), message = detail.message, "failed");
+                tracing::warn!(reason = error::word(detail.reason()), why = detail.message, "failed");
             }
             _ => tracing::info!("done"),
         }
