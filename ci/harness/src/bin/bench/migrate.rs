@@ -51,8 +51,8 @@ const RATE: &str = "2500mbit";
 const BLACKOUT_AIM_MS: f64 = 700.0;
 /// How long redis may take to answer again.
 const LIMIT: Duration = Duration::from_secs(60);
-/// A source that takes longer to answer has been stopped.
-const STOPPED: Duration = Duration::from_millis(50);
+/// How long after the migration the target has to answer.
+const SOON: Duration = Duration::from_secs(10);
 /// Where the agents and redis listen; the machines are this program's own.
 const AGENT_PORT: u16 = 7070;
 const REDIS_PORT: u16 = 6379;
@@ -194,34 +194,45 @@ fn connect(address: SocketAddr) -> Result<Client, Box<dyn Error>> {
     }
 }
 
-/// Increments, at the source until that is gone, then once at the target. How long there was no answer. Ends in any case some
-/// time after all is `over`.
+/// Increments at the source for as long as that answers, and meanwhile tries the target until that does. How long there was no
+/// answer: from the last at the source to the first at the target. Ends in any case some time after all is `over`.
 fn increments([source, target]: [SocketAddr; 2], over: &AtomicBool) -> Result<Duration, Box<dyn Error>> {
-    let increment = |client: &mut Client| match client.command(&[b"INCR", b"increments"])? {
+    let mut client = Client::connect_to(source, LIMIT)?;
+    thread::scope(|scope| {
+        let before = scope.spawn(move || {
+            let (mut answered, mut last) = (0, Instant::now());
+            // A checkpoint is a pause, and no end: that is when the connection breaks.
+            while let Ok(number) = increment(&mut client) {
+                (answered, last) = (number, Instant::now());
+            }
+            (answered, last)
+        });
+        let mut ended = None;
+        let (first, at) = loop {
+            // Nobody listens until it runs; then it answers, or a page that it needs for that is on its way.
+            match Client::connect_to(target, LIMIT).and_then(|mut client| increment(&mut client)) {
+                Ok(number) => break (number, Instant::now()),
+                Err(error) => {
+                    if over.load(Ordering::SeqCst) && ended.get_or_insert_with(Instant::now).elapsed() > SOON
+                    {
+                        return Err(error.into());
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        };
+        let (answered, last) = before.join().map_err(|_| "the client at the source failed")?;
+        // One that was asked for and not answered may have been done.
+        if !(answered + 1..=answered + 2).contains(&first) {
+            return Err(format!("{answered} increments were answered, and the next one gives {first}").into());
+        }
+        Ok(at.duration_since(last))
+    })
+}
+
+fn increment(client: &mut Client) -> std::io::Result<i64> {
+    match client.command(&[b"INCR", b"increments"])? {
         Reply::Integer(number) => Ok(number),
         other => Err(std::io::Error::other(format!("{other:?}"))),
-    };
-    let mut client = Client::connect_to(source, STOPPED)?;
-    let (mut answered, mut last) = (0, Instant::now());
-    while let Ok(number) = increment(&mut client) {
-        (answered, last) = (number, Instant::now());
-        if over.load(Ordering::SeqCst) {
-            return Err("the source still answers".into());
-        }
     }
-    let first = loop {
-        // Nobody listens until it runs; then it answers, or a page that it needs for that is on its way.
-        let tried = Client::connect_to(target, LIMIT).and_then(|mut client| increment(&mut client));
-        match tried {
-            Ok(number) => break number,
-            Err(error) if last.elapsed() > LIMIT => return Err(error.into()),
-            Err(_) => thread::sleep(Duration::from_millis(1)),
-        }
-    };
-    let blackout = last.elapsed();
-    // One that was asked for and not answered may have been done.
-    if !(answered + 1..=answered + 2).contains(&first) {
-        return Err(format!("{answered} increments were answered, and the next one gives {first}").into());
-    }
-    Ok(blackout)
 }
