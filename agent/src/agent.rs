@@ -1,6 +1,9 @@
 //! What every operation needs: a store, a CRIU, a place for short-lived files.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use criu_rpc::Criu;
 use lazy_pages::{
@@ -29,6 +32,8 @@ pub struct Agent {
     pub(crate) store_url: StoreUrl,
     pub(crate) runtime: Runtime,
     criu: Option<PathBuf>,
+    /// The one that was found last. To ask it what it can do takes as long as a small restore.
+    found: Mutex<Option<Arc<Criu>>>,
     pub(crate) work_parent: Option<PathBuf>,
     pub(crate) compression: Compression,
 }
@@ -71,7 +76,8 @@ impl Agent {
             let _context = runtime.enter();
             stores(&store_url)?
         };
-        Ok(Self { store, store_url, runtime, criu, work_parent, compression: Compression::default() })
+        let (found, compression) = (Mutex::default(), Compression::default());
+        Ok(Self { store, store_url, runtime, criu, found, work_parent, compression })
     }
 
     /// Compresses what it stores like that from now on. Whatever is there can be read.
@@ -81,11 +87,15 @@ impl Agent {
     }
 
     /// The CRIU to use.
-    pub(crate) fn criu(&self) -> Result<Criu, AgentError> {
+    pub(crate) fn criu(&self) -> Result<Arc<Criu>, AgentError> {
         if !rustix::process::geteuid().is_root() {
             return Err(AgentError::NotRoot);
         }
-        Ok(Criu::locate(self.criu.as_deref())?)
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(criu) = found.as_ref().filter(|criu| criu.is_unchanged()) {
+            return Ok(Arc::clone(criu));
+        }
+        Ok(Arc::clone(found.insert(Arc::new(Criu::locate(self.criu.as_deref())?))))
     }
 
     /// The store, for what this type has no method for.

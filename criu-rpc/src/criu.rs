@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::OnceLock,
     time::Duration,
@@ -29,8 +29,14 @@ const SHORT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Criu {
     path: PathBuf,
+    /// The file that was found.
+    file: Option<FileIdentity>,
     version: OnceLock<Version>,
+    features: OnceLock<Features>,
 }
+
+/// Device, inode, size and time of the last change: what another file under the same name differs in.
+type FileIdentity = (u64, u64, u64, (i64, i64));
 
 /// What this kernel, as CRIU sees it, can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +85,13 @@ impl Criu {
         };
         let path = std::path::absolute(path)
             .map_err(|source| CriuError::System { what: "find the current directory", source })?;
-        Ok(Self { path, version: OnceLock::new() })
+        let file = identity(&path);
+        Ok(Self { path, file, version: OnceLock::new(), features: OnceLock::new() })
+    }
+
+    /// Whether the file is the one that was found, so that what was asked of it still holds.
+    pub fn is_unchanged(&self) -> bool {
+        self.file.is_some() && self.file == identity(&self.path)
     }
 
     /// The binary.
@@ -108,11 +120,14 @@ impl Criu {
         Ok(*self.version.get_or_init(|| version))
     }
 
-    /// What the kernel can do.
+    /// What the kernel can do. Once it can do lazy restores, nobody is asked again.
     ///
     /// # Errors
     /// When CRIU is too old, cannot be run, or does not answer.
     pub fn features(&self) -> Result<Features, CriuError> {
+        if let Some(features) = self.features.get() {
+            return Ok(*features);
+        }
         self.require_supported()?;
         let all = CriuFeatures { mem_track: Some(true), lazy_pages: Some(true), pidfd_store: Some(true) };
         let answer = self.short_request(RequestKind::Features, CriuReqType::FeatureCheck, Some(all))?;
@@ -120,11 +135,12 @@ impl Criu {
             request: RequestKind::Features,
             what: "no features".to_owned(),
         })?;
-        Ok(Features {
+        let features = Features {
             mem_track: features.mem_track.unwrap_or(false),
             lazy_pages: features.lazy_pages.unwrap_or(false),
             pidfd_store: features.pidfd_store.unwrap_or(false),
-        })
+        };
+        Ok(if features.lazy_pages { *self.features.get_or_init(|| features) } else { features })
     }
 
     /// Has CRIU check that it works on this kernel, with the privileges it is given.
@@ -218,6 +234,11 @@ impl Criu {
         session.gives_up = gives_up;
         session.run(&request, pid, deadline, handler)
     }
+}
+
+fn identity(path: &Path) -> Option<FileIdentity> {
+    let file = fs::metadata(path).ok()?;
+    Some((file.dev(), file.ino(), file.len(), (file.mtime(), file.mtime_nsec())))
 }
 
 fn is_executable(path: &Path) -> bool {
