@@ -195,7 +195,9 @@ impl Agent {
         let standstill = match offered {
             Ok(standstill) => standstill,
             Err(error) => {
-                self.give_up(&fence, &saved, &directory)?;
+                // CRIU has told every task to stop, also one that has not got round to it yet.
+                self.block_on(take_back(&fence, &saved))?;
+                forget(&directory);
                 return Err(AgentError::path("write", &directory)(error));
             }
         };
