@@ -146,6 +146,10 @@ fn next_target(written: &Migration, maker: TargetMadeBy, pods: &[Pod]) -> Option
         // Nothing has been released yet: a pod that is made now is one more.
         return None;
     }
+    // One that is there is not replaced.
+    if written.target.as_ref().and_then(|target| named(pods, &target.pod)).is_some_and(is_live) {
+        return None;
+    }
     for place in next {
         match named(pods, &place.pod) {
             None => return Some(place),

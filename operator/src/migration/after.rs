@@ -5,6 +5,7 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp}
 use super::{
     before::{other_target, without_source},
     decide::{Case, Decision, Effect, operation_id},
+    owned::was_asked,
     seen::{Done, Failure, FailureKind, Handover, OperationSeen, PodSeen, Residency},
 };
 use crate::api::migration::{Migration, MigrationStage, TargetLost};
@@ -111,6 +112,7 @@ pub(super) fn prepare(case: &Case<'_>) -> Decision {
             Some(rest) => Decision::Wait(rest),
             None => case.record(begin_restore),
         },
+        PodSeen::Gone if was_asked(case.written) => case.record(|next| other_target(next, false)),
         PodSeen::Gone if case.never_made() => {
             failed(case, FailureKind::Passing, "the target's pod was not made in time")
         }

@@ -6,7 +6,7 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp}
 
 use super::{
     after, before,
-    owned::owner_made,
+    owned::target_of,
     seen::{OperationSeen, PodSeen, Seen},
 };
 use crate::api::migration::{Migration, MigrationStage, Place};
@@ -183,11 +183,7 @@ impl Case<'_> {
 
     /// The target of this try; `node` is where it goes if that is ours to say.
     pub fn place(&self, node: &str) -> Place {
-        let Migration { id, attempt, source, .. } = self.written;
-        match self.written.target_made_by {
-            None => Place { pod: pod_name(&source.pod, id, *attempt), node: node.to_owned(), mark: None },
-            Some(maker) => owner_made(maker, &source.pod, id, *attempt),
-        }
+        target_of(self.written, node)
     }
 
     /// What went wrong last, if anything has.

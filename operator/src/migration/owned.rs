@@ -20,7 +20,8 @@ pub fn owner_made(maker: TargetMadeBy, source: &str, migration: &str, attempt: u
 pub fn next_targets(written: &Migration, maker: TargetMadeBy) -> Vec<Place> {
     let of_try = |attempt: u32| owner_made(maker, &written.source.pod, &written.id, attempt);
     let following = of_try(written.attempt + 1);
-    match (maker, written.stage, &written.target) {
+    let target = written.target.as_ref().filter(|_| !was_asked(written));
+    match (maker, written.stage, target) {
         // The pod before is gone, or could not be created.
         (TargetMadeBy::StatefulSet, MigrationStage::ChoosingTarget, _) if written.source_has_stopped() => {
             vec![of_try(written.attempt)]
@@ -28,9 +29,35 @@ pub fn next_targets(written: &Migration, maker: TargetMadeBy) -> Vec<Place> {
         (TargetMadeBy::StatefulSet, MigrationStage::Preparing, Some(target)) => vec![target.clone()],
         // What is written down is gone, and the next try will be another.
         (TargetMadeBy::StatefulSet, ..) => vec![following],
-        (TargetMadeBy::ReplicaSet, _, Some(target)) if *target == written.source => Vec::new(),
+        (TargetMadeBy::ReplicaSet, ..) if written.returns() => Vec::new(),
         (TargetMadeBy::ReplicaSet, _, Some(target)) => vec![target.clone(), following],
+        (TargetMadeBy::ReplicaSet, _, None) if written.target.is_some() => vec![following],
         (TargetMadeBy::ReplicaSet, _, None) => vec![of_try(written.attempt), following],
+    }
+}
+
+/// Whether the target may have been asked to restore: another pod must not be taken for it, nor get what it was asked.
+pub(super) fn was_asked(written: &Migration) -> bool {
+    match written.stage {
+        MigrationStage::Restoring | MigrationStage::Filling | MigrationStage::TakingBack => true,
+        // It has failed to, and was kept for this try.
+        MigrationStage::Preparing => {
+            written.source_has_stopped()
+                && written.target.as_ref().is_some_and(|target| {
+                    let new = target_of(written, "");
+                    (&new.pod, &new.mark) != (&target.pod, &target.mark)
+                })
+        }
+        _ => false,
+    }
+}
+
+/// The target of this try; `node` is where it goes if that is the operator's to say.
+pub(super) fn target_of(written: &Migration, node: &str) -> Place {
+    let Migration { id, attempt, source, .. } = written;
+    match written.target_made_by {
+        None => Place { pod: pod_name(&source.pod, id, *attempt), node: node.to_owned(), mark: None },
+        Some(maker) => owner_made(maker, &source.pod, id, *attempt),
     }
 }
 
@@ -62,6 +89,10 @@ mod tests {
         // A dump that failed has counted, and the target of the try before is still the target.
         let kept = written(json!({"target": {"pod": "db-0-m01234567-1", "node": "b"}}));
         assert_eq!(names(&kept), ["db-0-m01234567-1", "db-0-m01234567-4"]);
+        for stage in ["Restoring", "Filling", "TakingBack"] {
+            let may_have_run = json!({"stage": stage, "target": {"pod": "db-0-m01234567-1", "node": "b"}});
+            assert_eq!(names(&written(may_have_run)), ["db-0-m01234567-4"]);
+        }
         let returns = written(json!({"target": {"pod": "db-0", "node": "a"}}));
         assert_eq!(names(&returns), Vec::<String>::new());
     }
