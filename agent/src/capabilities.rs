@@ -52,8 +52,11 @@ impl Agent {
         });
         found.push(capability("criu", true, version, "nothing can be checkpointed or restored"));
         if let Ok(criu) = &criu {
-            let works =
-                criu.check().map(|()| "its own check passes".to_owned()).map_err(|error| error.to_string());
+            let works = criu.check().map(|()| "its own check passes".to_owned());
+            let works = works.map_err(|error| match error.hint() {
+                Some(hint) => format!("{error}; {hint}"),
+                None => error.to_string(),
+            });
             found.push(capability(
                 "criu-check",
                 true,

@@ -258,79 +258,101 @@ impl Agent {
         let started = Instant::now();
         progress.enter(Stage::Preparing);
         let criu = self.criu()?;
-        let checkpoint = match &request.handover {
-            None => self.open(&request.app, request.checkpoint)?,
-            Some(told) => {
+        let work = WorkDir::create(self.work_parent.as_deref())?;
+        let images = work.images();
+        let server = |checkpoint| self.serve(&request, checkpoint, &images, &criu);
+        // A page server prepares while the rest is looked at here.
+        let (checkpoint, server) = match (&request.handover, request.checkpoint) {
+            (Some(told), _) => {
                 let _context = self.runtime.enter();
                 let remote = Remote::open(told, Arc::clone(&self.store))?;
-                self.block_on(Checkpoint::open(remote.store(), &request.app, remote.id()))?
+                let server = server(remote.id())?;
+                (self.block_on(Checkpoint::open(remote.store(), &request.app, remote.id()))?, server)
+            }
+            (None, Some(id)) => {
+                let server = server(id)?;
+                (self.open(&request.app, Some(id))?, server)
+            }
+            (None, None) => {
+                let checkpoint = self.open(&request.app, None)?;
+                let server = server(checkpoint.manifest().id)?;
+                (checkpoint, server)
             }
         };
-        request.cancel.check()?;
-        let restored = self.restore_from(&checkpoint, &criu, request, progress, started);
+        let restored = request
+            .cancel
+            .check()
+            .and_then(|()| self.restore_from(&checkpoint, &images, server, request, progress, started));
         // A page server that is still reading has a lease of its own.
         self.release(&checkpoint);
         restored
     }
 
+    /// The page server of a restore, unless it needs none. It begins to prepare.
+    fn serve(
+        &self,
+        request: &RestoreRequest,
+        checkpoint: CheckpointId,
+        images: &Path,
+        criu: &Criu,
+    ) -> Result<Unused, AgentError> {
+        match request.strategy {
+            Strategy::Full => return Ok(Unused(None)),
+            Strategy::LazyStorage | Strategy::LazyDirect | Strategy::LazyHybrid => {}
+        }
+        if !criu.features()?.lazy_pages {
+            return Err(AgentError::NoUserfaultfd);
+        }
+        let served = Served {
+            store: &self.store_url,
+            app: &request.app,
+            checkpoint,
+            images,
+            patience: request.patience,
+            origin: request.handover.as_ref().map(HandedOver::to_text),
+            anchor: request.launcher.as_ref().map(|launcher| launcher.directory().to_owned()),
+        };
+        let log = request.page_server_log.as_deref().map_or(Log::Inherit, Log::File);
+        Ok(Unused(Some(PageServerProcess::start(&request.page_server, &served, &log)?)))
+    }
+
     fn restore_from(
         &self,
         checkpoint: &Checkpoint,
-        criu: &Criu,
+        images: &Path,
+        mut server: Unused,
         request: RestoreRequest,
         progress: &Progress,
         started: Instant,
     ) -> Result<Restored, AgentError> {
+        let criu = self.criu()?;
         let manifest = checkpoint.manifest();
         let id = manifest.id;
         host::refuse_other(&manifest.host, &host::facts(criu.version()?))?;
         refuse_taken_pids(manifest)?;
-        let work = WorkDir::create(self.work_parent.as_deref())?;
-        let images = work.images();
 
         progress.enter(Stage::Fetching);
-        if request.strategy == Strategy::Full {
-            progress.expect_bytes(manifest.stored_pages() * PAGE_SIZE as u64);
-        }
         let view = match &request.launcher {
             Some(launcher) => View::of(launcher.pid())?,
             None => View::own(),
         };
         let files = self.put_files_back(checkpoint, request.existing_files, view)?;
+        let claim = self.claim(&request)?;
         let mut fetched_bytes = 0;
-        let page_server = match request.strategy {
-            Strategy::Full => {
-                fetched_bytes = self.fetch_everything(checkpoint, &images, progress, &request.cancel)?;
-                None
+        match &server.0 {
+            Some(server) => server.ready(PAGE_SERVER_START, &request.cancel)?,
+            None => {
+                progress.expect_bytes(manifest.stored_pages() * PAGE_SIZE as u64);
+                fetched_bytes = self.fetch_everything(checkpoint, images, progress, &request.cancel)?;
             }
-            Strategy::LazyStorage | Strategy::LazyDirect | Strategy::LazyHybrid => {
-                if !criu.features()?.lazy_pages {
-                    return Err(AgentError::NoUserfaultfd);
-                }
-                let served = Served {
-                    store: &self.store_url,
-                    app: &request.app,
-                    checkpoint: id,
-                    images: &images,
-                    patience: request.patience,
-                    origin: request.handover.as_ref().map(HandedOver::to_text),
-                    anchor: request.launcher.as_ref().map(|launcher| launcher.directory().to_owned()),
-                };
-                let log = request.page_server_log.as_deref().map_or(Log::Inherit, Log::File);
-                let server = PageServerProcess::start(&request.page_server, &served, &log)?;
-                if let Err(error) = server.ready(PAGE_SERVER_START, &request.cancel) {
-                    return Err(server.end_of_failed_restore().unwrap_or(error));
-                }
-                Some(server)
-            }
-        };
+        }
 
         progress.enter(Stage::Restoring);
-        let mut options = RestoreOptions::new(&images)
-            .lazy_pages(page_server.is_some())
+        let mut options = RestoreOptions::new(images)
+            .lazy_pages(server.0.is_some())
             .tcp_established(request.tcp_established)
-            .tcp_close(ImageDir::open(&images)?.inventory()?.tcp_close)
-            .shell_job(session_is_outside(&images)?)
+            .tcp_close(ImageDir::open(images)?.inventory()?.tcp_close)
+            .shell_job(session_is_outside(images)?)
             .file_locks(true)
             .link_remap(true);
         if let Some(launcher) = &request.launcher {
@@ -346,7 +368,6 @@ impl Agent {
         let (told, tells) = std::io::pipe().map_err(AgentError::io("cannot make a pipe"))?;
         request.cancel.on_cancel(move || drop(tells));
         let options = options.give_up_with(told.into());
-        let claim = self.claim(&request)?;
         // All tasks have their pids.
         let mut built = false;
         let restored = match criu.restore(options, &mut |notification| {
@@ -371,7 +392,7 @@ impl Agent {
         }) {
             Ok(restored) => restored,
             Err(error) => {
-                let cause = page_server.and_then(PageServerProcess::end_of_failed_restore);
+                let cause = server.end();
                 match end_leftovers(manifest, built) {
                     true => claim.end(),
                     // Not knowing means waiting.
@@ -407,7 +428,7 @@ impl Agent {
             hook_failure,
             started,
             fetched_bytes,
-            page_server,
+            page_server: server.0.take(),
         })
     }
 
@@ -588,6 +609,23 @@ fn end_leftovers(manifest: &Manifest, built: bool) -> bool {
         let _ = waitpid(Pid::from_raw(*pid as i32), Some(WaitPidFlag::WNOHANG));
     }
     !left.iter().any(|pid| tree::is_alive(*pid))
+}
+
+/// The page server of a restore that has not succeeded yet: it ends with that.
+struct Unused(Option<PageServerProcess>);
+
+impl Unused {
+    /// Why pages could not be had, if that is why the restore failed.
+    fn end(&mut self) -> Option<AgentError> {
+        self.0.take().and_then(PageServerProcess::end_of_failed_restore)
+    }
+}
+
+impl Drop for Unused {
+    fn drop(&mut self) {
+        // Whoever failed has said why.
+        self.end();
+    }
 }
 
 /// A generation being claimed while CRIU rebuilds the tree.

@@ -192,7 +192,12 @@ impl Failure {
     /// What a person can do about it.
     pub fn hint(&self) -> Option<&'static str> {
         match (&self.cause, self.request) {
-            (Cause::Unknown, RequestKind::Version | RequestKind::Features | RequestKind::Check) => Some(
+            // Asked to check, it does not even begin a log.
+            (Cause::Unknown, RequestKind::Check) => Some(
+                "`criu check` tells why, on a command line where this runs (in a container, often that /proc/sys is read-only); \
+                 where the kernel is too new for it, install a newer one and name it with MIGRATION_CRIU",
+            ),
+            (Cause::Unknown, RequestKind::Version | RequestKind::Features) => Some(
                 "this CRIU does not work on this kernel; install a newer one and name it with MIGRATION_CRIU",
             ),
             (cause, _) => cause.hint(),

@@ -68,27 +68,49 @@ pub async fn materialize_lazy(
     let images = large_images(checkpoint, directory).await?;
     written.files += images.files;
     written.bytes += images.bytes;
-    for object in &checkpoint.manifest().objects {
-        if matches!(object.id, ObjectId::File(_)) {
-            continue;
-        }
-        let path = directory.join(format!("pages-{}.img", object.pages_id));
-        let failed = |source| MaterializeError::Write { path: path.clone(), source };
-        let mut file = BufWriter::with_capacity(256 << 10, create(&path).map_err(failed)?);
-        let mut bytes = 0;
-        let read = checkpoint.read_object(object.id, Pages::Eager, |_, pages| {
-            bytes += pages.len() as u64;
-            file.write_all(pages)
-        });
-        match read.await {
-            Err(ReadError::Sink(source)) => return Err(failed(source)),
-            other => other?,
-        }
-        file.flush().map_err(failed)?;
-        written.files += 1;
-        written.bytes += bytes;
-    }
+    let pages = eager_pages(checkpoint, directory).await?;
+    written.files += pages.files;
+    written.bytes += pages.bytes;
     Ok(written)
+}
+
+/// Writes `pages-<n>.img` of every memory object; those of all objects come with few requests.
+async fn eager_pages(checkpoint: &Checkpoint, directory: &Path) -> Result<Materialized, MaterializeError> {
+    let mut written = Materialized::default();
+    let is_memory = |id: &ObjectId| !matches!(id, ObjectId::File(_));
+    let objects = checkpoint.manifest().objects.iter().filter(|object| is_memory(&object.id));
+    let paths: HashMap<ObjectId, PathBuf> =
+        objects.map(|object| (object.id, directory.join(format!("pages-{}.img", object.pages_id)))).collect();
+    for path in paths.values() {
+        create(path).map_err(|source| MaterializeError::Write { path: path.clone(), source })?;
+        written.files += 1;
+    }
+    let objects: Vec<ObjectId> = paths.keys().copied().collect();
+    // One is written after another, so one is open at a time.
+    let mut open: Option<(ObjectId, BufWriter<File>)> = None;
+    let mut failed = directory;
+    let sink = |object: ObjectId, _: Run, bytes: &[u8]| {
+        let Some(path) = paths.get(&object) else { return Ok(()) };
+        failed = path;
+        let file = match &mut open {
+            Some((known, file)) if *known == object => file,
+            other => {
+                if let Some((_, done)) = other {
+                    done.flush()?;
+                }
+                let file = File::options().write(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+                &mut other.insert((object, BufWriter::with_capacity(256 << 10, file))).1
+            }
+        };
+        written.bytes += bytes.len() as u64;
+        file.write_all(bytes)
+    };
+    let read = checkpoint.read_objects(&objects, Pages::Eager, sink).await;
+    let flushed = open.as_mut().map_or(Ok(()), |(_, file)| file.flush());
+    match read.and(flushed.map_err(ReadError::Sink)) {
+        Err(ReadError::Sink(source)) => Err(MaterializeError::Write { path: failed.to_owned(), source }),
+        other => Ok(other.map(|()| written)?),
+    }
 }
 
 /// Writes the images that are too large for the bundle into `directory`, which is there already.

@@ -18,6 +18,7 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -40,6 +41,9 @@ const REQUESTS_AHEAD: usize = 8;
 /// Bytes of no use between two wanted frames that are fetched with them rather than in two requests.
 const MAX_GAP: u64 = 64 << 10;
 
+/// Bytes of a bundle that is asked for before the manifest tells its length. Most have some hundred KiB.
+const EARLY_BUNDLE: u64 = 16 << 20;
+
 static ZEROS: [u8; FRAME_PAGES * PAGE_SIZE] = [0; FRAME_PAGES * PAGE_SIZE];
 
 /// An existing checkpoint.
@@ -49,6 +53,8 @@ pub struct Checkpoint {
     manifest: Arc<Manifest>,
     lease: Lease,
     fetched: Arc<AtomicU64>,
+    /// The packed bundle, if it came with the manifest; nothing has been checked of it.
+    early: Option<Bytes>,
 }
 
 /// Which pages of an object to read.
@@ -76,13 +82,32 @@ impl Checkpoint {
     pub async fn open(store: Arc<dyn ObjectStore>, app: &AppId, id: CheckpointId) -> Result<Self, ReadError> {
         let lease = Lease::acquire(store.clone(), app, id).await?;
         match Catalog::new(store.clone()).load_manifest(app, id).await {
-            Ok(manifest) => Ok(Self { store, manifest: Arc::new(manifest), lease, fetched: Arc::default() }),
+            Ok(manifest) => {
+                let (manifest, fetched) = (Arc::new(manifest), Arc::default());
+                Ok(Self { store, manifest, lease, fetched, early: None })
+            }
             Err(error) => {
                 // What counts is why it cannot be opened; the lease dies of age if it has to.
                 drop(lease.release().await);
                 Err(error.into())
             }
         }
+    }
+
+    /// As [`Self::open`], and asks for the bundle at the same time: a restore needs it next.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_to_restore(
+        store: Arc<dyn ObjectStore>,
+        app: &AppId,
+        id: CheckpointId,
+    ) -> Result<Self, ReadError> {
+        let key = keys::bundle(app, id);
+        let (opened, bundle) =
+            tokio::join!(Self::open(Arc::clone(&store), app, id), store.get(&key, EARLY_BUNDLE));
+        // Whatever it failed with, it is asked for again, and the same said then.
+        Ok(Self { early: bundle.ok(), ..opened? })
     }
 
     /// Opens the newest checkpoint of `app`, also if those that were the newest are being deleted meanwhile.
@@ -125,7 +150,10 @@ impl Checkpoint {
     pub async fn bundle(&self) -> Result<Vec<bundle::File>, ReadError> {
         let (app, id) = (&self.manifest.app, self.manifest.id);
         let blob = self.manifest.bundle;
-        let bytes = self.store.get(&keys::bundle(app, id), blob.length).await?;
+        let bytes = match &self.early {
+            Some(early) => early.clone(),
+            None => self.store.get(&keys::bundle(app, id), blob.length).await?,
+        };
         self.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         if !blob.matches(&bytes) {
             return Err(ReadError::BundleChanged);

@@ -34,8 +34,7 @@
 
 use std::{
     ffi::OsString,
-    fmt, fs,
-    io::{self, Write},
+    fs, io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, RawFd},
         unix::net::UnixListener,
@@ -47,15 +46,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
 use nix::sys::signal::SigSet;
-use serde::{Deserialize, Serialize};
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
 
+pub use super::{
+    origin::{Origin, Origins},
+    report::Report,
+};
 use crate::{
     catalog::{CatalogError, Lease},
     format::{Manifest, ManifestError},
@@ -68,6 +69,7 @@ use crate::{
         guardian::{SIGNALS, Work, guard, hold, revive_alone, wait_for},
         journal::{Journal, Number, Phase},
         kill::{cut_connections, end_tree, let_go, unknown_spaces},
+        origin::no_origins,
         saved::{Saved, read_whole},
         state::{Role, State},
         status,
@@ -141,117 +143,6 @@ pub struct Surroundings {
 impl Surroundings {
     /// Those of a program that knows neither.
     pub const NONE: Self = Self { stores: store::open, origins: no_origins, anchors: no_anchors };
-}
-
-/// Where the pages of a restore come from if not from a store alone: another machine, in a
-/// [handover](crate::handover).
-#[async_trait]
-pub trait Origin: Send + Sync + fmt::Debug {
-    /// The store in which the restore finds what it needs.
-    fn store(&self) -> Arc<dyn ObjectStore>;
-
-    /// Serving has ended. Said again after a failure, and perhaps after a success.
-    ///
-    /// # Errors
-    /// When nobody could be told.
-    async fn over(&self, outcome: &Outcome) -> Result<(), StoreError>;
-}
-
-/// Makes the [`Origin`] that a text of [`DaemonConfig::origin`] stands for, above the store.
-pub type Origins = fn(&str, Arc<dyn ObjectStore>) -> Result<Arc<dyn Origin>, StoreError>;
-
-/// For programs that know no origins.
-///
-/// # Errors
-/// Always.
-fn no_origins(origin: &str, _: Arc<dyn ObjectStore>) -> Result<Arc<dyn Origin>, StoreError> {
-    let reason = "this program cannot fetch pages from there".to_owned();
-    Err(StoreError::Other { store: origin.to_owned(), reason })
-}
-
-/// What a daemon reports on standard output.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "lowercase")]
-pub enum Report {
-    /// CRIU may restore.
-    Ready {
-        /// The checkpoint that is served.
-        checkpoint: String,
-        /// Where its images are.
-        directory: PathBuf,
-        /// The process that serves.
-        pid: u32,
-        /// The process that starts another one if need be.
-        guardian: Option<u32>,
-        /// Bytes of images written.
-        image_bytes: u64,
-        /// Time since the start.
-        ready_ms: u64,
-    },
-    /// The process that served has died, and another one goes on in its place.
-    #[serde(rename = "taken-over")]
-    TakenOver {
-        /// The process that serves now.
-        pid: u32,
-        /// Stored pages that are still missing.
-        missing_pages: u64,
-    },
-    /// Every page is in memory; the daemon ends.
-    Resident(ServerStats),
-    /// All processes have ended before their pages had come; the daemon ends.
-    Gone(ServerStats),
-    /// Serving has failed, or did not begin; the daemon ends. Processes it served are dead.
-    Failed {
-        /// Why.
-        reason: String,
-    },
-    /// A signal came before a restore had begun; the daemon ends.
-    Cancelled,
-}
-
-/// A report and whom it is about.
-#[derive(Serialize)]
-struct Line<'r> {
-    app: &'r str,
-    #[serde(flatten)]
-    report: &'r Report,
-}
-
-impl Report {
-    fn print(&self, app: &AppId, json: bool) {
-        let line = if json {
-            serde_json::to_string(&Line { app: app.as_str(), report: self })
-                .unwrap_or_else(|error| format!("{{\"event\":\"failed\",\"reason\":\"{error}\"}}"))
-        } else {
-            format!("{app}: {}", self.text())
-        };
-        // Whoever listened may have gone; the processes still need their pages.
-        let _ = writeln!(io::stdout(), "{line}");
-    }
-
-    fn text(&self) -> String {
-        match self {
-            Self::Ready { checkpoint, directory, .. } => format!(
-                "ready: checkpoint {checkpoint} in {0}; restore with: criu restore --lazy-pages -D {0}",
-                directory.display()
-            ),
-            Self::TakenOver { pid, missing_pages } => {
-                format!("taken over by process {pid} with {missing_pages} pages missing")
-            }
-            Self::Resident(stats) => {
-                let ms = stats.resident_ms.unwrap_or_default();
-                format!(
-                    "resident: all pages in memory after {ms} ms, {} page faults, {} bytes fetched",
-                    stats.faults, stats.fetched_bytes
-                )
-            }
-            Self::Gone(stats) => {
-                format!("gone: the processes ended with {} pages installed", stats.installed_pages)
-            }
-            Self::Failed { reason } => format!("failed: {reason}"),
-            Self::Cancelled => "cancelled before a restore".to_owned(),
-        }
-    }
 }
 
 /// Why serving did not begin, or did not go on.
@@ -534,7 +425,7 @@ impl<'c> Server<'c> {
     ) -> Result<(Arc<Manifest>, Materialized), DaemonError> {
         let store = Arc::clone(&self.store);
         let checkpoint = match restore.checkpoint {
-            Some(id) => Checkpoint::open(store, &restore.app, id).await?,
+            Some(id) => Checkpoint::open_to_restore(store, &restore.app, id).await?,
             None => Checkpoint::open_newest(store, &restore.app).await?,
         };
         let manifest = Arc::clone(checkpoint.manifest());

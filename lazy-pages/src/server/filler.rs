@@ -8,7 +8,8 @@
 //! - Nothing is copied that is not a [`VerifiedFrame`].
 //! - Whatever was started for a frame ends with the frame delivered to every address space that misses it, or with the
 //!   whole server failed ([`Filler::fail`]); it is never just dropped.
-//! - Bytes of the background fill that are on their way or wait for a worker are at most [`Limits::ahead_bytes`].
+//! - Bytes of the background fill that are on their way or wait for a worker are at most [`Limits::ahead_bytes`], and fewer while
+//!   that delays pages that threads wait for ([`Pace`]).
 
 use std::{
     convert::Infallible,
@@ -29,6 +30,7 @@ use crate::{
     server::{
         frames::{Frames, Layout, REFETCHES, Unit, Want},
         journal::{Journal, Number},
+        pace::Pace,
         space::SpaceId,
         spaces::Spaces,
     },
@@ -93,6 +95,7 @@ pub struct Filler {
     pub journal: Arc<Journal>,
     frames: Mutex<Frames>,
     background: AtomicBool,
+    pace: Pace,
     ahead: AtomicU64,
     urgent: Sender<Job>,
     bulk: Sender<Job>,
@@ -145,6 +148,7 @@ impl Filler {
         let (bulk, bulk_queue) = crossbeam_channel::unbounded();
         let (keep_working, end) = crossbeam_channel::bounded(0);
         let layout = Layout::new(manifest);
+        let pace = Pace::new(limits.ahead_bytes, Instant::now());
         let filler = Self {
             store,
             runtime,
@@ -154,6 +158,7 @@ impl Filler {
             spaces: Spaces::default(),
             journal,
             background: AtomicBool::new(false),
+            pace,
             ahead: AtomicU64::new(0),
             urgent,
             bulk,
@@ -227,7 +232,10 @@ impl Filler {
         self.runtime.spawn(async move {
             let entry = &filler.layout.manifest().frames[frame.0 as usize];
             let key = keys::pack(&filler.layout.manifest().app, entry.pack);
-            match filler.get(&key, entry.offset, u64::from(entry.stored_length)).await {
+            let asked = Instant::now();
+            let got = filler.get(&key, entry.offset, u64::from(entry.stored_length)).await;
+            filler.pace.page_came(asked.elapsed(), Instant::now());
+            match got {
                 Ok(bytes) => filler.send(&filler.urgent, Job::Frame(frame, bytes)),
                 Err(error) => filler.fail(format!("a page cannot be fetched: {error}")),
             }
@@ -240,11 +248,12 @@ impl Filler {
             let unit = {
                 let mut frames = self.frames();
                 let ahead = self.ahead.load(Ordering::Acquire);
-                if ahead > 0 && ahead + self.limits.unit_bytes > self.limits.ahead_bytes {
+                let limit = self.pace.unit(self.limits.unit_bytes);
+                if ahead > 0 && ahead + limit > self.pace.window() {
                     return;
                 }
                 let needed = |frame| self.spaces.need(&self.layout, frame);
-                let Some(unit) = frames.next_unit(&self.layout, self.limits.unit_bytes, needed) else {
+                let Some(unit) = frames.next_unit(&self.layout, limit, needed) else {
                     if frames.undelivered() == 0 {
                         self.wake_event_thread();
                     }
@@ -372,6 +381,7 @@ impl Filler {
                     }
                 }
                 self.ahead.fetch_sub(length, Ordering::AcqRel);
+                self.pace.filled(length, Instant::now());
                 self.refill();
             }
             None => {}
