@@ -5,7 +5,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -51,6 +51,12 @@ use crate::{
 
 /// What ends, ends within this time; see [`Handover::end`].
 const END: Duration = Duration::from_secs(10);
+
+/// A target that has asked for pages within this time will ask for more.
+const ASKED_LATELY: Duration = Duration::from_millis(100);
+
+/// A checkpoint of a stopped tree waits that long for its target between two pieces of memory, at most.
+const LONGEST_BREAK: Duration = Duration::from_millis(20);
 
 /// Which tree to hand over.
 #[derive(Clone, Debug)]
@@ -99,6 +105,8 @@ pub struct Handover {
     uploaded: AtomicBool,
     /// Locked for writing to end the time in which the tree is stopped; `false` afterwards.
     stopped: RwLock<bool>,
+    /// When the target last asked for pages.
+    asked: Mutex<Option<Instant>>,
 }
 
 impl Agent {
@@ -283,6 +291,7 @@ impl Agent {
             stopped_in: None,
             uploaded: AtomicBool::new(false),
             stopped: RwLock::new(true),
+            asked: Mutex::new(None),
         }
     }
 }
@@ -351,6 +360,7 @@ impl Handover {
         sink: &mut dyn FnMut(Bytes) -> bool,
     ) -> Result<(), AgentError> {
         let failed = || AgentError::io(format!("cannot read memory of handover {}", self.id));
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         for frame in self.memory.frames(pack, offset, length).map_err(failed())? {
             let bytes = {
                 let stopped = self.stopped.read().unwrap_or_else(PoisonError::into_inner);
@@ -421,6 +431,7 @@ impl Handover {
                 let Source::Stored { eager, .. } = run.source else { continue };
                 let (mut start, mut left) = (run.start, run.pages);
                 while left > 0 {
+                    let begun = Instant::now();
                     // Taken for each piece anew: whoever takes the tree back does not have to wait for the last one.
                     let stopped = self.stopped.read().unwrap_or_else(PoisonError::into_inner);
                     self.check(*stopped)?;
@@ -431,12 +442,21 @@ impl Handover {
                         .map_err(AgentError::io(format!("cannot read memory of handover {}", self.id)))?;
                     writer.filled()?;
                     drop(stopped);
+                    self.give_way(begun.elapsed());
                     progress.add_bytes(pages * PAGE_SIZE as u64);
                     (start, left) = (start.add(pages), left - pages);
                 }
             }
         }
         Ok(writer.finish_pages()?)
+    }
+
+    /// Leaves most of this machine and its link to a target that still gets its pages from here: a process waits for those.
+    fn give_way(&self, worked: Duration) {
+        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.is_some_and(|asked| asked.elapsed() < ASKED_LATELY) {
+            thread::sleep((worked * 3).min(LONGEST_BREAK));
+        }
     }
 
     fn meta(&self, bundle: Bytes) -> CheckpointMeta {

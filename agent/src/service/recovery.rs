@@ -165,18 +165,9 @@ fn restore(logs: &Path, record: &Record, app: &AppId, manifest: Option<Manifest>
     let Some(manifest) = manifest.filter(|_| record.boot == journal::boot()) else {
         return Outcome::Failed(interrupted("nothing of the application runs".to_owned(), again));
     };
-    let expected = manifest.tasks.iter().filter(|task| !task.dead);
-    let (running, missing): (Vec<_>, Vec<_>) =
-        expected.partition(|task| runs_since(record, task.pid, &task.command));
-    let Some(root) = manifest.tasks.first().filter(|_| missing.is_empty()) else {
-        let left = match running.is_empty() {
-            true => "nothing of the application runs".to_owned(),
-            false => {
-                let pids: Vec<String> = running.iter().map(|task| task.pid.to_string()).collect();
-                format!("a part of its processes is left: {}", pids.join(" "))
-            }
-        };
-        return Outcome::Failed(interrupted(left, again));
+    let root = match root_of_all(record, &manifest.tasks) {
+        Ok(root) => root,
+        Err(left) => return Outcome::Failed(interrupted(left, again)),
     };
     let strategy = match record.spec.strategy.as_str() {
         "full" => WireStrategy::Full,
@@ -197,6 +188,21 @@ fn restore(logs: &Path, record: &Record, app: &AppId, manifest: Option<Manifest>
         hook_failure: String::new(),
         ..RestoreResult::default()
     })
+}
+
+/// The root of a tree all of whose tasks run; what is left, if they do not.
+fn root_of_all<'t>(record: &Record, tasks: &'t [Task]) -> Result<&'t Task, String> {
+    let expected = tasks.iter().filter(|task| !task.dead);
+    let (running, missing): (Vec<_>, Vec<_>) =
+        expected.partition(|task| runs_since(record, task.pid, &task.command));
+    match tasks.first() {
+        Some(root) if missing.is_empty() => Ok(root),
+        _ if running.is_empty() => Err("nothing of the application runs".to_owned()),
+        _ => {
+            let pids: Vec<String> = running.iter().map(|task| task.pid.to_string()).collect();
+            Err(format!("a part of its processes is left: {}", pids.join(" ")))
+        }
+    }
 }
 
 fn interrupted(left: String, hint: &str) -> migration_proto::agent::ErrorDetail {
@@ -266,4 +272,60 @@ fn runs_since(record: &Record, pid: u32, command: &str) -> bool {
     // The two clocks are read one after the other.
     let young = age().is_some_and(|age| age <= operation + 0.1);
     young && tree::is_alive(pid) && tree::command(pid).as_deref() == Some(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+    use crate::service::journal::Spec;
+
+    fn sleeper() -> Child {
+        Command::new("sleep").arg("60").spawn().unwrap()
+    }
+
+    fn begins_now() -> Record {
+        let spec = Spec::new(Kind::Restore, "c/n/app".to_owned());
+        Record::new("01JD0000000000000000000000".parse().unwrap(), spec, true)
+    }
+
+    fn task(pid: u32) -> Task {
+        Task { pid, parent_pid: 1, threads: 1, dead: false, command: "sleep".to_owned() }
+    }
+
+    #[test]
+    fn a_part_of_a_tree_is_neither_all_of_it_nor_nothing() {
+        let record = begins_now();
+        let (mut root, mut child) = (sleeper(), sleeper());
+        let tasks = [task(root.id()), task(child.id())];
+        let name = |task: &Task| tree::command(task.pid);
+        while tasks.iter().any(|task| name(task).as_deref() != Some("sleep")) {
+            thread::sleep(LOOK);
+        }
+        assert_eq!(root_of_all(&record, &tasks).unwrap().pid, root.id());
+
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let left = root_of_all(&record, &tasks).unwrap_err();
+        assert_eq!(left, format!("a part of its processes is left: {}", root.id()));
+
+        root.kill().unwrap();
+        root.wait().unwrap();
+        assert_eq!(root_of_all(&record, &tasks).unwrap_err(), "nothing of the application runs");
+    }
+
+    #[test]
+    fn what_ran_before_the_restore_is_not_taken_for_it() {
+        let mut other = sleeper();
+        while tree::command(other.id()).as_deref() != Some("sleep") {
+            thread::sleep(LOOK);
+        }
+        thread::sleep(Duration::from_millis(500));
+        let record = begins_now();
+        let left = root_of_all(&record, &[task(other.id())]).unwrap_err();
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert_eq!(left, "nothing of the application runs");
+    }
 }
