@@ -35,6 +35,7 @@ use lazy_pages::{
     ids::{AppId, CheckpointId},
     materialize::large_images,
     reader::{Checkpoint, Pages, ReadError},
+    record::RestoreName,
     server::{STORE_PATIENCE, ServerStats, daemon::Origin},
     units::PAGE_SIZE,
 };
@@ -298,6 +299,7 @@ impl Agent {
         };
         let files = self.put_files_back(checkpoint, request.existing_files, view)?;
         let mut fetched_bytes = 0;
+        let mut lease = checkpoint.lease().id();
         let page_server = match request.strategy {
             Strategy::Full => {
                 fetched_bytes = self.fetch_everything(checkpoint, &images, progress, &request.cancel)?;
@@ -318,8 +320,9 @@ impl Agent {
                 };
                 let log = request.page_server_log.as_deref().map_or(Log::Inherit, Log::File);
                 let server = PageServerProcess::start(&request.page_server, &served, &log)?;
-                if let Err(error) = server.ready(PAGE_SERVER_START, &request.cancel) {
-                    return Err(server.end_of_failed_restore().unwrap_or(error));
+                match server.ready(PAGE_SERVER_START, &request.cancel) {
+                    Ok(told) => lease = told.unwrap_or(lease),
+                    Err(error) => return Err(server.end_of_failed_restore().unwrap_or(error)),
                 }
                 Some(server)
             }
@@ -389,6 +392,9 @@ impl Agent {
         let files = files.keep();
         progress.enter(Stage::Filling);
         let strategy = request.strategy;
+        let name = RestoreName { lease, checkpoint: id, handover: request.handover.is_some() };
+        let told = (restored.pid, strategy, files.written, fetched_bytes);
+        self.keep_restore(&request.app, name, told, progress, (started, resume));
         let hook_failure = request.after_restore.as_ref().and_then(|hook| {
             let event = HookEvent::AfterRestore;
             let facts = HookFacts { event, app: &request.app, pid: restored.pid, checkpoint: id };
@@ -444,7 +450,7 @@ impl Agent {
     }
 
     /// An error of the catalog, with the store it happened in.
-    fn name(&self, error: CatalogError) -> AgentError {
+    pub(crate) fn name(&self, error: CatalogError) -> AgentError {
         let store = self.store.describe();
         match error {
             CatalogError::NoCheckpoint { app } => AgentError::NoCheckpoint { app, store },

@@ -31,6 +31,7 @@ mod kill;
 mod limits;
 mod page_server;
 mod page_state;
+mod pages_record;
 mod presence;
 mod registration;
 mod replay;
@@ -42,6 +43,7 @@ mod state;
 pub mod status;
 #[allow(unsafe_code)]
 mod sys;
+mod trace;
 mod tree;
 
 pub use self::{
