@@ -67,6 +67,38 @@ impl Blackout {
     }
 }
 
+impl Blackout {
+    /// Its longest part, what that is, and what makes it shorter.
+    pub fn explained(&self) -> String {
+        let Some(part) = self.parts.iter().max_by_key(|part| part.took_us) else { return String::new() };
+        let share = part.took_us as f64 * 100.0 / self.total_us.max(1) as f64;
+        format!("The longest part, {share:.0} %, was {}. {}", part.name, explanation(&part.name))
+    }
+}
+
+fn explanation(name: &str) -> &'static str {
+    match name {
+        "reading memory" => {
+            "CRIU reads all memory while the processes stand still. A checkpoint shortly before leaves less to be sent, and \
+             lazy-direct leaves the memory where it is."
+        }
+        "committing" => {
+            "What had been read was still on its way to the store. A checkpoint shortly before, a faster link, or lazy-direct \
+             make it shorter."
+        }
+        "fetching" => {
+            "What describes the processes, and pages that cannot come on demand, come from the store before anything is \
+             rebuilt: how fast the store answers counts, and how much memory is shared or locked. The strategy full fetches \
+             everything here."
+        }
+        "restoring" => "CRIU rebuilds the processes: more of them, or more areas of memory, take longer.",
+        BETWEEN => {
+            "The checkpoint was safe, and nobody had begun to restore it: the target was not ready, or was told late."
+        }
+        _ => "",
+    }
+}
+
 fn absolute(stages: &[Span], begun: u64) -> Vec<Span> {
     let at = |us: u64| begun.saturating_add(us);
     let stages = stages.iter();

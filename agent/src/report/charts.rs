@@ -1,7 +1,9 @@
 //! The drawings of a report.
 
-use lazy_pages::record::{PagesRecord, Wait};
-use lazy_pages::server::STALL_LIMITS_US;
+use lazy_pages::{
+    record::{PagesRecord, Wait},
+    server::STALL_LIMITS_US,
+};
 
 use super::{
     axis::{Axis, Kind},
@@ -114,14 +116,9 @@ pub fn blackout(blackout: &Blackout) -> String {
     for (at, part) in blackout.parts.iter().enumerate() {
         let (x, y) = ((at / lines) as f64 * WIDTH / 2.0, 40.0 + (at % lines) as f64 * ROW);
         drawing.rect(&format!("part p{}", at % 8), (x, y), (12.0, 12.0), &part.name);
-        drawing.text("value", (x + 112.0, y + 10.5), Anchor::End, &time(part.took_us));
+        drawing.text("value", (x + 84.0, y + 10.5), Anchor::End, &time(part.took_us));
         let share = part.took_us as f64 * 100.0 / blackout.total_us.max(1) as f64;
-        drawing.text(
-            "legend",
-            (x + 124.0, y + 10.5),
-            Anchor::Start,
-            &format!("{} ({share:.0} %)", part.name),
-        );
+        drawing.text("legend", (x + 96.0, y + 10.5), Anchor::Start, &format!("{} ({share:.0} %)", part.name));
     }
     let height = 44.0 + lines as f64 * ROW;
     drawing.finish(WIDTH, height, "what the blackout consists of")
@@ -129,9 +126,9 @@ pub fn blackout(blackout: &Blackout) -> String {
 
 /// Resident pages over time, and below it what was waited for.
 pub fn resident(pages: &PagesRecord) -> String {
-    const CURVE: (f64, f64) = (24.0, 184.0);
-    const FAULTS: (f64, f64) = (216.0, 276.0);
-    const WAITS: (f64, f64) = (306.0, 366.0);
+    const CURVE: (f64, f64) = (40.0, 200.0);
+    const FAULTS: (f64, f64) = (232.0, 292.0);
+    const WAITS: (f64, f64) = (322.0, 382.0);
     let moments = &pages.moments;
     let end = pages.resident_us.unwrap_or(pages.ended_us).max(1);
     let installed: u64 = moments.installed_pages.iter().fold(0, |sum, pages| sum.saturating_add(*pages));
@@ -156,7 +153,7 @@ pub fn resident(pages: &PagesRecord) -> String {
     drawing.path("curve-line", &points, false);
     points.push((last, CURVE.1));
     drawing.path("curve", &points, true);
-    drawing.text("label strong", (0.0, CURVE.0 - 8.0), Anchor::Start, "Pages in memory");
+    drawing.text("label strong", (0.0, 16.0), Anchor::Start, "Pages in memory");
     let columns = [
         (&moments.faults, FAULTS, "fault", "Page faults", None),
         (&moments.longest_wait_us, WAITS, "wait", "Longest wait", Some(())),
@@ -254,18 +251,7 @@ pub fn stalls(pages: &PagesRecord) -> String {
     let mut drawing = Drawing::default();
     for (at, number) in stalls.iter().enumerate() {
         let y = 4.0 + at as f64 * ROW;
-        let label =
-            match (at, STALL_LIMITS_US.get(at), at.checked_sub(1).map(|before| STALL_LIMITS_US[before])) {
-                (0, Some(to), _) => format!("up to {}", time(*to).replace(".00", "")),
-                (_, Some(to), Some(from)) => {
-                    format!(
-                        "{} – {}",
-                        time(from).replace(".00", ""),
-                        time(*to).replace(".00", "").replace(".0 ", " ")
-                    )
-                }
-                (_, _, from) => format!("longer than {}", time(from.unwrap_or(0)).replace(".00", "")),
-            };
+        let label = stall_label(at);
         drawing.text("label", (LEFT - 8.0, y + 15.0), Anchor::End, &label);
         let width = (PLOT - 130.0) * *number as f64 / most as f64;
         let share = *number as f64 * 100.0 / all.max(1) as f64;
@@ -274,6 +260,25 @@ pub fn stalls(pages: &PagesRecord) -> String {
         drawing.text("value", (LEFT + width + 6.0, y + 15.0), Anchor::Start, &value);
     }
     drawing.finish(WIDTH, 8.0 + stalls.len() as f64 * ROW, "how many waits were how long")
+}
+
+/// What is counted at this place of the histogram.
+pub fn stall_label(at: usize) -> String {
+    let limit = |at: usize| STALL_LIMITS_US.get(at).map(|us| round(*us));
+    match (at.checked_sub(1).and_then(limit), limit(at)) {
+        (None, to) => format!("up to {}", to.unwrap_or_default()),
+        (Some(from), Some(to)) => format!("{from} – {to}"),
+        (Some(from), None) => format!("longer than {from}"),
+    }
+}
+
+/// A time that is a whole number of its unit.
+fn round(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us} µs"),
+        1_000..1_000_000 => format!("{} ms", us / 1_000),
+        _ => format!("{} s", us / 1_000_000),
+    }
 }
 
 /// A wait, as a line of a table.

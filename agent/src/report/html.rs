@@ -12,6 +12,9 @@ use super::{
 
 const STYLE: &str = include_str!("style.css");
 
+/// Waits that are shown one by one.
+const WAITS: usize = 8;
+
 /// The whole file.
 pub fn page(report: &Report) -> String {
     let axis = Axis::of(report);
@@ -30,7 +33,7 @@ pub fn page(report: &Report) -> String {
     tiles(&mut html, report);
     if let Some(blackout) = &report.blackout {
         let title = format!("Why nothing ran for {}", time(blackout.total_us));
-        section(&mut html, &title, "", &charts::blackout(blackout));
+        section(&mut html, &title, &blackout.explained(), &charts::blackout(blackout));
     }
     if !axis.lanes.is_empty() {
         section(&mut html, "What was done when", "", &charts::gantt(&axis));
@@ -135,7 +138,7 @@ fn slowest(html: &mut String, report: &Report) {
         "<section>\n<h2>The longest waits</h2>\n<table>\n<thead><tr><th class=\"n\">waited</th>\
          <th class=\"n\">until</th><th class=\"n\">process</th><th class=\"n\">address</th></tr></thead>\n<tbody>\n",
     );
-    for wait in &pages.slowest {
+    for wait in pages.slowest.iter().take(WAITS) {
         html.push_str("<tr>");
         for cell in charts::wait_cells(wait) {
             let _ = write!(html, "<td class=\"n\">{}</td>", escape(&cell));

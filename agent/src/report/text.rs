@@ -2,12 +2,10 @@
 
 use std::fmt::Write;
 
-use lazy_pages::server::STALL_LIMITS_US;
-
 use super::{
     Report,
     axis::Axis,
-    charts::wait_cells,
+    charts::{stall_label, wait_cells},
     html::{all_numbers, headline, key_numbers},
     units::{count, time},
 };
@@ -44,6 +42,7 @@ pub fn page(report: &Report) -> String {
             let bar = "█".repeat(share(part.took_us, blackout.total_us, BAR));
             let _ = writeln!(text, "    {:<28}{:>9}  {bar}", printable(&part.name), time(part.took_us));
         }
+        let _ = writeln!(text, "  {}", printable(&blackout.explained()));
     }
     if let Some(pages) = &report.pages {
         let installed = &pages.moments.installed_pages;
@@ -58,12 +57,9 @@ pub fn page(report: &Report) -> String {
         let _ = writeln!(text, "\nHow long was waited");
         let most = pages.numbers.stalls.iter().copied().max().unwrap_or(0);
         for (at, number) in pages.numbers.stalls.iter().enumerate() {
-            let label = match STALL_LIMITS_US.get(at) {
-                Some(to) => format!("≤ {}", time(*to)),
-                None => "longer".to_owned(),
-            };
+            let label = stall_label(at);
             let bar = "█".repeat(share(*number, most, BAR));
-            let _ = writeln!(text, "    {label:<12}{:>9}  {bar}", count(*number));
+            let _ = writeln!(text, "    {label:<18}{:>9}  {bar}", count(*number));
         }
         for wait in pages.slowest.iter().take(WAITS) {
             let [waited, until, pid, address] = wait_cells(wait);

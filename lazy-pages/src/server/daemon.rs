@@ -732,7 +732,7 @@ fn concluded(journal: &Journal) -> Outcome {
 }
 
 /// How long a store may take to keep the record of a restore.
-const RECORD_PATIENCE: Duration = Duration::from_secs(10);
+const RECORD_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often a server looks for others than those it watches, and whether all is over.
 const GUARD_TICK: Duration = Duration::from_millis(50);

@@ -14,9 +14,11 @@ use crate::{
     },
 };
 
-/// What there is to tell of a restore that has ended; `None` if no task has ever registered.
+/// What there is to tell of a restore that has ended; `None` if its processes have never run.
 pub fn pages_record(journal: &Journal, layout: &Layout, outcome: &Outcome) -> Option<PagesRecord> {
     let registered = Some(journal.value(Number::Registered)).filter(|registered| *registered != 0)?;
+    // Whoever restores waits for the end of this process when CRIU has failed.
+    Some(journal.value(Number::Restored)).filter(|restored| *restored != 0)?;
     let since =
         |event| Some(journal.value(event)).filter(|at| *at != 0).map(|at| at.saturating_sub(registered));
     let ended_us = now().saturating_sub(registered);

@@ -89,8 +89,7 @@ mod tests {
         let identity = identity(&pod).unwrap();
         assert_eq!(identity, "prod/shop/cache");
         let words = exec("cache-1", &identity, &["report".to_owned(), "--html=-".to_owned()], false);
-        let expected =
-            "exec cache-1 --container=migration-agent -- migration-agent report --html=- --app=prod/shop/cache";
+        let expected = "exec cache-1 --container=migration-agent -- migration-agent report --html=- --app=prod/shop/cache";
         assert_eq!(words.join(" "), expected);
         let words = exec("cache-1", &identity, &["list".to_owned()], true);
         assert!(words.join(" ").ends_with("list --app=prod/shop/cache --json"));
@@ -98,7 +97,8 @@ mod tests {
 
     #[test]
     fn a_pod_without_a_launcher_has_no_identity() {
-        for pod in [json!({}), json!({"spec": {"containers": [{"command": ["redis-server", "--app", "x"]}]}})] {
+        for pod in [json!({}), json!({"spec": {"containers": [{"command": ["redis-server", "--app", "x"]}]}})]
+        {
             assert_eq!(identity(&pod), None);
         }
     }

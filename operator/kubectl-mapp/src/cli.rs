@@ -114,7 +114,8 @@ mod tests {
     #[test]
     fn options_of_the_cluster_may_stand_anywhere() {
         Cli::command().debug_assert();
-        let before = Cli::try_parse_from(["kubectl-mapp", "-n", "shop", "--json", "status", "cache"]).unwrap();
+        let before =
+            Cli::try_parse_from(["kubectl-mapp", "-n", "shop", "--json", "status", "cache"]).unwrap();
         let after = Cli::try_parse_from(["kubectl-mapp", "status", "cache", "-n", "shop", "--json"]).unwrap();
         for cli in [before, after] {
             assert!(cli.json);

@@ -37,21 +37,22 @@ impl Kubectl {
     ///
     /// # Errors
     /// When it fails, with what it said.
-    pub fn run<A: Into<OsString>>(
-        &self,
-        arguments: impl IntoIterator<Item = A>,
-    ) -> Result<Vec<u8>, Error> {
+    pub fn run<A: Into<OsString>>(&self, arguments: impl IntoIterator<Item = A>) -> Result<Vec<u8>, Error> {
         let mut arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
         // What follows two dashes is for somebody else.
         let end = arguments.iter().position(|word| word == "--").unwrap_or(arguments.len());
         arguments.splice(end..end, self.options.iter().cloned());
-        let output =
-            Command::new("kubectl").args(&arguments).stdin(Stdio::null()).output().map_err(Error::NoKubectl)?;
+        let output = Command::new("kubectl")
+            .args(&arguments)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(Error::NoKubectl)?;
         match output.status.success() {
             true => Ok(output.stdout),
             false => {
                 let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-                let said = if said.is_empty() { format!("kubectl ended with {}", output.status) } else { said };
+                let said =
+                    if said.is_empty() { format!("kubectl ended with {}", output.status) } else { said };
                 Err(Error::Kubectl(said))
             }
         }

@@ -36,7 +36,10 @@ pub fn migrate(kubectl: &Kubectl, typed: &Migrate, json: bool) -> Result<(), Err
         return Err(Error::NotMigratable { name, why: format!("{} ({})", no.message, no.reason) });
     }
     kubectl.annotate("pod", pod, &[(TRIGGER, REQUESTED), (REASON, &typed.reason)])?;
-    eprintln!("asked for {name} to be moved away from {}", app.status.current_node.as_deref().unwrap_or("its node"));
+    eprintln!(
+        "asked for {name} to be moved away from {}",
+        app.status.current_node.as_deref().unwrap_or("its node")
+    );
     let asked = Asked { kind: "pod", name: pod.to_owned(), annotation: TRIGGER };
     wait(kubectl, &app, &asked, &typed.wait, json)
 }
@@ -138,7 +141,8 @@ fn over(app: &App, migration: &Migration, json: bool) -> Result<(), Error> {
     match json {
         true => println!("{}", status::object(app)?),
         false => {
-            let blackout = migration.blackout_ms.map_or(String::new(), |ms| format!("; it stood still for {ms} ms"));
+            let blackout =
+                migration.blackout_ms.map_or(String::new(), |ms| format!("; it stood still for {ms} ms"));
             let node = app.status.current_node.as_deref().unwrap_or("another node");
             println!("{} runs on {node}{blackout}", app.name());
         }

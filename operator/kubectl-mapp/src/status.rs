@@ -72,8 +72,9 @@ fn table(apps: &[App]) -> String {
     if apps.is_empty() {
         return "There is no application here; -n NAMESPACE looks elsewhere.\n".to_owned();
     }
-    let widths: Vec<usize> =
-        (0..header.len()).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..header.len())
+        .map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0))
+        .collect();
     let mut text = String::new();
     for row in rows {
         let cells: Vec<String> =
@@ -112,12 +113,16 @@ pub fn described(app: &App) -> String {
     }
     for past in status.migration_history.iter().rev() {
         let went = if past.success { "moved" } else { "failed" };
-        let blackout = past.blackout.as_ref().map_or(String::new(), |took| format!(", stood still for {took}"));
+        let blackout =
+            past.blackout.as_ref().map_or(String::new(), |took| format!(", stood still for {took}"));
         let message = past.message.as_ref().map_or(String::new(), |message| format!(": {message}"));
         let (from, to) = (or_dash(Some(&past.from_node)), or_dash(Some(&past.to_node)));
         line(
             "History",
-            &format!("{} {went} {from} → {to} in {}{blackout} ({}){message}", past.timestamp, past.duration, past.reason),
+            &format!(
+                "{} {went} {from} → {to} in {}{blackout} ({}){message}",
+                past.timestamp, past.duration, past.reason
+            ),
         );
     }
     text
@@ -147,7 +152,9 @@ mod tests {
     #[test]
     fn all_that_is_known_of_an_application_is_shown() {
         let text = described(&app());
-        for part in ["shop/cache", "Running", "cache-1", "01J", "a → b", "350 ms", "4.2s", "NoNode: no other node"] {
+        for part in
+            ["shop/cache", "Running", "cache-1", "01J", "a → b", "350 ms", "4.2s", "NoNode: no other node"]
+        {
             assert!(text.contains(part), "{part} is missing:\n{text}");
         }
         let table = table(&[app()]);
