@@ -139,7 +139,7 @@ pub fn resident(pages: &PagesRecord) -> String {
     for percent in [0, 50, 100] {
         let y = height(f64::from(percent) / 100.0, CURVE);
         drawing.line("grid", (LEFT, y), (RIGHT, y));
-        let size = bytes((all as f64 * f64::from(percent) / 100.0) as u64 * 4096);
+        let size = bytes(((all as f64 * f64::from(percent) / 100.0) as u64).saturating_mul(4096));
         drawing.text("tick", (LEFT - 8.0, y + 4.0), Anchor::End, &format!("{percent} % · {size}"));
     }
     let mut points = vec![(LEFT, CURVE.1)];
