@@ -4,8 +4,10 @@
 //! most. What cannot be kept is missing in the report, and nowhere else.
 
 use std::{
-    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
     time::{Duration, Instant, SystemTime},
 };
 

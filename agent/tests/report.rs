@@ -56,7 +56,9 @@ fn a_move_is_told_of_from_the_freeze_to_the_last_page_and_forgotten_with_its_che
         assert_eq!(sum(&pages["moments"]["fetched_bytes"]), us(&pages["numbers"]["fetched_bytes"]));
         let rows = pages["heat"]["rows"].as_array().unwrap();
         let stored: u64 = rows.iter().map(|row| us(&row["pages"])).sum();
-        assert!(stored >= (48 << 20) / 4096, "{stored} pages");
+        // Zero pages are not stored.
+        assert!(stored > (32 << 20) / 4096, "{stored} pages");
+        assert!(stored >= us(&pages["numbers"]["installed_pages"]), "{stored} pages");
         let touched: u64 = rows.iter().map(|row| sum(&row["faults"])).sum();
         assert!(touched > 0 && touched <= us(&pages["numbers"]["faults"]), "{touched}");
 
@@ -87,7 +89,7 @@ fn a_restore_that_fetched_everything_first_has_nothing_to_tell_of_pages_and_miss
     intact(&workload);
     let report = fixture.json(&["report", "--app", "app"]);
     assert_eq!(report["run"]["strategy"], "full");
-    assert!(us(&report["run"]["fetched_bytes"]) > 16 << 20);
+    assert!(us(&report["run"]["fetched_bytes"]) > 1 << 20);
     assert!(report["pages"].is_null());
     assert_eq!(report["unknown"], serde_json::json!([]));
 }

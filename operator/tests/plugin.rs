@@ -76,6 +76,7 @@ async fn an_application_is_looked_at_and_moved_and_a_failure_is_told() {
     let shown = said(&mapp(&scene, &["status", "app"]).await);
     assert!(shown.contains("to try it") && shown.contains("Succeeded"), "{shown}");
 
+    scene.until_running("app").await;
     for _ in 0..3 {
         scene.world.fate(OperationKind::FinalDump, Fate::Fails(Reason::Criu));
     }
@@ -94,7 +95,10 @@ async fn what_cannot_be_done_is_refused_before_anything_is_asked_for() {
     scene.create("app", json!({})).await;
     scene.until_running("app").await;
     let (message, hint) = refused(&mapp(&scene, &["restore", "app", "--json"]).await);
-    assert!(message.contains("runs in pod") && hint.contains("kubectl mapp migrate app"), "{message}, {hint}");
+    assert!(
+        message.contains("runs in pod") && hint.contains("kubectl mapp migrate app"),
+        "{message}, {hint}"
+    );
     // The pod is asked, and nobody is there to run a command in it.
     for command in [&["checkpoints", "app"][..], &["report", "app"]] {
         let (message, _) = refused(&mapp(&scene, &[command, &["--json"]].concat()).await);

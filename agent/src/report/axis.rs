@@ -3,9 +3,9 @@
 //! A checkpoint may be restored hours after it was taken. Nothing happens in between, so that stretch is cut out, and the
 //! report says how long it was.
 
-use lazy_pages::record::Span;
+use lazy_pages::record::{PagesRecord, Span};
 
-use super::Report;
+use super::{Report, blackout::taken_us};
 
 /// What is longer than this without anything happening is cut out, if it is also longer than all that happened.
 const CUT: u64 = 2_000_000;
@@ -67,7 +67,7 @@ impl Axis {
     pub fn of(report: &Report) -> Self {
         let taken = report.taken.as_ref();
         let taken_begun = taken.map(|taken| taken.begun_unix_us);
-        let taken_took = taken.map_or(0, super::blackout::taken_us);
+        let taken_took = taken.map_or(0, taken_us);
         let run = report.run.as_ref();
         let pages = report.pages.as_ref();
         let target_begun = run.map(|run| run.begun_unix_us).or(pages.map(|pages| pages.begun_unix_us));
@@ -148,7 +148,7 @@ impl Axis {
 }
 
 /// How long pages came.
-fn pages_us(pages: &lazy_pages::record::PagesRecord) -> u64 {
+fn pages_us(pages: &PagesRecord) -> u64 {
     pages.resident_us.unwrap_or(pages.ended_us)
 }
 

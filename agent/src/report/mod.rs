@@ -22,7 +22,7 @@ use lazy_pages::{
     catalog::Catalog,
     format::Manifest,
     ids::{AppId, CheckpointId},
-    record::{PagesRecord, Records, RestoreName, RestoreRecord, TakenRecord},
+    record::{PagesRecord, Records, Restore, RestoreRecord, TakenRecord},
 };
 use serde::Serialize;
 
@@ -141,7 +141,7 @@ impl Agent {
         let count = restores.iter().filter(|restore| restore.checkpoint == id).count();
         let restore = match restored {
             Some(name) => self.block_on(records.restore(*name))?,
-            None => lazy_pages::record::Restore::default(),
+            None => Restore::default(),
         };
         unknown.extend(restore.unreadable);
         let mut report = Report {
@@ -157,7 +157,7 @@ impl Agent {
             unknown,
         };
         report.blackout = Blackout::of(&report);
-        let handover = restored.is_some_and(|restore: &RestoreName| restore.handover);
+        let handover = restored.is_some_and(|restore| restore.handover);
         report.unknown.extend(unknown_of(&report, handover));
         Ok(report)
     }
