@@ -13,7 +13,7 @@ use lazy_pages::{
 };
 use tokio::runtime::Runtime;
 
-use crate::error::AgentError;
+use crate::{error::AgentError, records::Keeping};
 
 /// Checkpoints and restores process trees. Its methods block; call them from a thread that may.
 ///
@@ -28,6 +28,8 @@ use crate::error::AgentError;
 /// ```
 #[derive(Debug)]
 pub struct Agent {
+    /// Before the runtime, which it needs at its end.
+    pub(crate) keeping: Keeping,
     pub(crate) store: Arc<dyn ObjectStore>,
     pub(crate) store_url: StoreUrl,
     pub(crate) runtime: Runtime,
@@ -77,7 +79,8 @@ impl Agent {
             stores(&store_url)?
         };
         let (found, compression) = (Mutex::default(), Compression::default());
-        Ok(Self { store, store_url, runtime, criu, found, work_parent, compression })
+        let keeping = Keeping::default();
+        Ok(Self { keeping, store, store_url, runtime, criu, found, work_parent, compression })
     }
 
     /// Compresses what it stores like that from now on. Whatever is there can be read.

@@ -217,6 +217,7 @@ impl Agent {
             let dumping = Instant::now();
             (dump.run(parent.clone()), dumping.elapsed())
         });
+        let over = Instant::now();
         if let Some(parent) = &parent
             && let Err(error) = self.block_on(parent.lease().release())
         {
@@ -229,7 +230,7 @@ impl Agent {
             dumped
         });
         let statistics = manifest.statistics;
-        Ok(CheckpointReport {
+        let report = CheckpointReport {
             checkpoint: manifest.id.to_string(),
             app: request.app.to_string(),
             parent: manifest.parent.map(|id| id.to_string()),
@@ -246,7 +247,10 @@ impl Agent {
             bytes: ByteCounts { memory: progress.now().1, uploaded: statistics.bytes_uploaded },
             files,
             left: if request.leave_running { "running" } else { "killed" },
-        })
+        };
+        let upload_us = statistics.elapsed_ms * 1000;
+        self.keep_taken(&request.app, manifest.id, &report, (progress, upload_us), (started, over));
+        Ok(report)
     }
 
     /// Runs `dump` between the hooks: one before it, and one if nothing comes of it.

@@ -67,6 +67,8 @@ mod page_sink;
 mod pagemap;
 pub mod periodic;
 mod progress;
+mod records;
+pub mod report;
 pub mod restore;
 pub mod service;
 pub mod serving;

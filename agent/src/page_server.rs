@@ -16,7 +16,7 @@ use std::{
 
 use criu_sys::process::{Isolation, isolate};
 use lazy_pages::{
-    ids::{AppId, CheckpointId},
+    ids::{AppId, CheckpointId, LeaseId},
     server::{
         ServerStats,
         daemon::{self, Report},
@@ -113,11 +113,11 @@ impl PageServerProcess {
         Ok(Self { child, events })
     }
 
-    /// Waits until it listens and the images are in place.
+    /// Waits until it listens and the images are in place. Gives the lease it reads under.
     ///
     /// # Errors
     /// When it ends before, takes longer than `limit`, or the restore is given up.
-    pub fn ready(&self, limit: Duration, cancel: &Cancel) -> Result<(), AgentError> {
+    pub fn ready(&self, limit: Duration, cancel: &Cancel) -> Result<Option<LeaseId>, AgentError> {
         let deadline = Instant::now() + limit;
         let first = loop {
             match self.events.recv_timeout(LOOK) {
@@ -126,7 +126,7 @@ impl PageServerProcess {
             }
         };
         match first {
-            Ok(Report::Ready { .. }) => Ok(()),
+            Ok(Report::Ready { lease, .. }) => Ok(lease.and_then(|lease| lease.parse().ok())),
             Ok(Report::Failed { reason }) => Err(AgentError::PageServer { reason }),
             Ok(other) => Err(failed(&format!("it said {other:?} before it was ready"))),
             Err(RecvTimeoutError::Timeout) => {

@@ -94,6 +94,17 @@ impl Progress {
         Some(over.saturating_duration_since(begun))
     }
 
+    /// The stages entered since an operation began, and when each began and ended, counted from then.
+    pub fn stages_since(&self, began: Instant) -> Vec<(Stage, Duration, Duration)> {
+        let times = self.times();
+        let from = |at: Instant| at.saturating_duration_since(began);
+        let ends = times.entered.iter().skip(1).map(|(_, next)| *next);
+        let last = times.over.unwrap_or_else(Instant::now);
+        let stages = times.entered.iter().zip(ends.chain([last]));
+        let stages = stages.filter(|((_, entered), _)| *entered >= began);
+        stages.map(|((stage, entered), left)| (*stage, from(*entered), from(left.max(*entered)))).collect()
+    }
+
     fn times(&self) -> MutexGuard<'_, Times> {
         self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -35,6 +35,7 @@ use lazy_pages::{
     ids::{AppId, CheckpointId},
     materialize::large_images,
     reader::{Checkpoint, Pages, ReadError},
+    record::RestoreName,
     server::{STORE_PATIENCE, ServerStats, daemon::Origin},
     units::PAGE_SIZE,
 };
@@ -339,8 +340,9 @@ impl Agent {
         let files = self.put_files_back(checkpoint, request.existing_files, view)?;
         let claim = self.claim(&request)?;
         let mut fetched_bytes = 0;
+        let mut lease = checkpoint.lease().id();
         match &server.0 {
-            Some(server) => server.ready(PAGE_SERVER_START, &request.cancel)?,
+            Some(server) => lease = server.ready(PAGE_SERVER_START, &request.cancel)?.unwrap_or(lease),
             None => {
                 progress.expect_bytes(manifest.stored_pages() * PAGE_SIZE as u64);
                 fetched_bytes = self.fetch_everything(checkpoint, images, progress, &request.cancel)?;
@@ -410,6 +412,9 @@ impl Agent {
         let files = files.keep();
         progress.enter(Stage::Filling);
         let strategy = request.strategy;
+        let name = RestoreName { lease, checkpoint: id, handover: request.handover.is_some() };
+        let told = (restored.pid, strategy, files.written, fetched_bytes);
+        self.keep_restore(&request.app, name, told, progress, (started, resume));
         let hook_failure = request.after_restore.as_ref().and_then(|hook| {
             let event = HookEvent::AfterRestore;
             let facts = HookFacts { event, app: &request.app, pid: restored.pid, checkpoint: id };
@@ -465,7 +470,7 @@ impl Agent {
     }
 
     /// An error of the catalog, with the store it happened in.
-    fn name(&self, error: CatalogError) -> AgentError {
+    pub(crate) fn name(&self, error: CatalogError) -> AgentError {
         let store = self.store.describe();
         match error {
             CatalogError::NoCheckpoint { app } => AgentError::NoCheckpoint { app, store },

@@ -7,6 +7,7 @@ pub mod ids;
 pub mod kernel;
 pub mod materialize;
 pub mod reader;
+pub mod record;
 pub mod server;
 pub mod store;
 pub mod units;

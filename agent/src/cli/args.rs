@@ -16,6 +16,7 @@ use super::{
     migrate::Migrate,
     pin::{Pin, Unpin},
     remote::{Cancel, Status, Watch},
+    report::Report,
     restore::Restore,
     serve::Serve,
 };
@@ -114,6 +115,8 @@ pub enum Command {
     List(List),
     /// Show what a checkpoint holds
     Show(OneCheckpoint),
+    /// Tell what a checkpoint and its last restore did, and how long each part took
+    Report(Report),
     /// Check that a checkpoint is complete
     Verify(Verify),
     /// Remove a checkpoint; pages that other checkpoints share stay

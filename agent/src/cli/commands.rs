@@ -11,7 +11,7 @@ use super::{
     args::{Cli, Command, Global, LogFormat},
     check, checkpoint, deadline, gc, generation, inspect, launch, migrate,
     output::Output,
-    pin, remote, restore, serve,
+    pin, remote, report, restore, serve,
 };
 
 /// Runs the command line.
@@ -57,6 +57,7 @@ pub fn main() -> ExitCode {
         }
         Command::List(list) => finish(inspect::list(&list, &cli.global, output), failed),
         Command::Show(which) => finish(inspect::show(&which, &cli.global, output), failed),
+        Command::Report(typed) => finish(report::report(&typed, &cli.global, output), failed),
         Command::Verify(verify) => finish(inspect::verify(&verify, &cli.global, output), failed),
         Command::Delete(delete) => finish(inspect::delete(&delete, &cli.global, output), failed),
         Command::Pin(pin) => finish(pin::pin(&pin, &cli.global, output), failed),

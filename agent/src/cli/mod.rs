@@ -19,6 +19,7 @@ mod migrate;
 mod output;
 mod pin;
 mod remote;
+mod report;
 mod restore;
 mod serve;
 

@@ -35,6 +35,20 @@ pub fn handover_bundle(app: &AppId, id: CheckpointId) -> String {
     format!("{app}/handovers/{id}/bundle")
 }
 
+/// How a checkpoint was taken.
+pub fn taken(app: &AppId, id: CheckpointId) -> String {
+    format!("{app}/checkpoints/{id}/taken.json")
+}
+
+/// How a checkpoint, or a handover, was restored by whoever held this lease: what `role` has to tell of it.
+pub fn restored(app: &AppId, id: CheckpointId, handover: bool, lease: LeaseId, role: &str) -> String {
+    let home = if handover { handovers(app) } else { checkpoints(app) };
+    format!("{home}{id}/{RESTORES}{lease}/{role}")
+}
+
+/// What parts of a checkpoint that tell of restores start with.
+pub const RESTORES: &str = "restores/";
+
 /// Part of a checkpoint that is being deleted, or was.
 pub const TOMBSTONE: &str = "tombstone";
 

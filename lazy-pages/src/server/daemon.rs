@@ -63,13 +63,16 @@ use crate::{
     ids::{AppId, CheckpointId},
     materialize::{MaterializeError, Materialized, materialize_lazy},
     reader::{Checkpoint, ReadError},
+    record::{Records, RestoreName},
     server::{
         Anchor, Anchors, Limits, Outcome, PageServer, PageServerConfig, ServerStats, StartError,
         anchor::no_anchors,
+        frames::Layout,
         guardian::{SIGNALS, Work, guard, hold, revive_alone, wait_for},
         journal::{Journal, Number, Phase},
         kill::{cut_connections, end_tree, let_go, unknown_spaces},
         origin::no_origins,
+        pages_record::pages_record,
         saved::{Saved, read_whole},
         state::{Role, State},
         status,
@@ -346,7 +349,7 @@ impl<'c> Server<'c> {
             Phase::Listening | Phase::Restoring | Phase::Running => self.take_over(at, restore, journal),
         };
         // Said to the origin after all else; whoever dies before that leaves it to the next server.
-        let told = outcome.as_ref().ok().cloned();
+        let ended = outcome.as_ref().ok().cloned();
         let (report, code) = match outcome {
             Ok(Outcome::Resident(stats)) => (Report::Resident(stats), EXIT_DONE),
             Ok(Outcome::TreeGone(stats)) => (Report::Gone(stats), EXIT_DONE),
@@ -359,10 +362,35 @@ impl<'c> Server<'c> {
         let _ = fs::remove_file(restore.directory.join(SOCKET));
         report.print(&restore.app, self.config.json);
         self.release(restore, journal);
-        if let (Some(origin), Some(outcome)) = (&self.origin, told) {
-            self.tell(&**origin, &outcome);
+        if let Some(outcome) = ended {
+            if let Some(origin) = &self.origin {
+                self.tell(&**origin, &outcome);
+            }
+            self.keep_record(restore, journal, &outcome);
         }
         journal.finish(code);
+    }
+
+    /// Keeps what happened for whoever wonders afterwards. Nobody waits for it any more, and nothing is lost without it.
+    fn keep_record(&self, restore: &Restore, journal: &Journal, outcome: &Outcome) {
+        let Some((checkpoint, lease)) = journal.checkpoint() else { return };
+        let Some(manifest) = journal.manifest().and_then(|manifest| read_whole(manifest).ok()) else {
+            return;
+        };
+        let Ok(manifest) = Manifest::decode(&manifest) else { return };
+        let Some(record) = pages_record(journal, &Layout::new(Arc::new(manifest)), outcome) else { return };
+        let name = RestoreName { lease, checkpoint, handover: self.origin.is_some() };
+        let records = Records::new(Arc::clone(&self.store), restore.app.clone());
+        let kept = self.runtime.block_on(async {
+            tokio::time::timeout(RECORD_PATIENCE, records.keep_pages(name, &record)).await
+        });
+        match kept {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("there will be no report of how the pages came: {error}"),
+            Err(_) => {
+                tracing::warn!("there will be no report of how the pages came: the store takes too long")
+            }
+        }
     }
 
     /// Tells the origin how it ended, patiently.
@@ -413,6 +441,7 @@ impl<'c> Server<'c> {
                 guardian: self.state.holder(Role::Guardian),
                 image_bytes: written.bytes,
                 ready_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+                lease: journal.checkpoint().map(|(_, lease)| lease.to_string()),
             }
             .print(&restore.app, self.config.json)
         })
@@ -589,6 +618,9 @@ fn concluded(journal: &Journal) -> Outcome {
         _ => Outcome::Stopped { reason: reason() },
     }
 }
+
+/// How long a store may take to keep the record of a restore.
+const RECORD_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often a server looks for others than those it watches, and whether all is over.
 const GUARD_TICK: Duration = Duration::from_millis(50);

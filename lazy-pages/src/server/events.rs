@@ -44,6 +44,7 @@ use crate::{
         registration::Connection,
         space::{Answer, FillError, Space, SpaceId},
         sys::uffd::{BATCH, Event, Uffd},
+        trace::Rows,
         tree::{Tree, has_ended},
     },
     units::VirtAddr,
@@ -159,6 +160,7 @@ pub struct EventLoop {
     forked: bool,
     deferred: Vec<Deferred>,
     faults: Vec<VirtAddr>,
+    rows: Rows,
 }
 
 /// Stops event threads where they read nothing, so that this process can become another program without losing what
@@ -216,6 +218,7 @@ impl EventLoop {
         add(listener.as_fd(), Source::Listener)?;
         let journal = Arc::clone(&filler.journal);
         journal.lock();
+        let rows = Rows::of(filler.layout.manifest());
         Ok(Self {
             writer: journal.writer(),
             journal,
@@ -239,6 +242,7 @@ impl EventLoop {
             forked: false,
             deferred: Vec::new(),
             faults: Vec::with_capacity(BATCH),
+            rows,
         })
     }
 
@@ -424,7 +428,13 @@ impl EventLoop {
             }
             Ok(Answer::Later) => self.deferred.push(fault),
             Ok(Answer::Fetch(image)) => match self.filler.layout.frame_of(space.object, image) {
-                Some(frame) => self.filler.want(frame),
+                Some(frame) => {
+                    self.filler.want(frame);
+                    // The page is on its way: what is counted does not delay it.
+                    self.journal
+                        .trace()
+                        .count_touch(self.rows.row_of(space.object, image), self.journal.age());
+                }
                 None => self.filler.fail(format!("the manifest does not say where the page of {image} is")),
             },
             Err(error) => self.filler.fail(error.to_string()),
@@ -440,6 +450,7 @@ impl EventLoop {
     }
 
     fn tick(&mut self) {
+        self.journal.trace().make_room(self.journal.age());
         self.reap();
         if std::mem::take(&mut self.forked) {
             for pid in self.tree.scan() {

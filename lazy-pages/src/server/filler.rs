@@ -171,7 +171,7 @@ impl Filler {
 
     /// Adds to a number.
     pub fn count(&self, number: Number, more: u64) {
-        self.journal.number(number).fetch_add(more, Ordering::Relaxed);
+        self.journal.count(number, more);
     }
 
     /// Which frames are where.
@@ -425,7 +425,7 @@ impl Filler {
             }
             if let Some(wanted) = frames.delivered(frame) {
                 let waited = u64::try_from(wanted.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.journal.count_stall(waited);
+                self.journal.count_stall(waited, frame);
             }
             if frames.undelivered() == 0 {
                 self.wake_event_thread();

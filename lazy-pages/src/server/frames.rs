@@ -99,7 +99,8 @@ impl Layout {
     }
 }
 
-fn is_on_demand(map: &MemoryMap, run: &Run) -> bool {
+/// Whether some page of a run is in an area that is served.
+pub fn is_on_demand(map: &MemoryMap, run: &Run) -> bool {
     let next = map.vmas.partition_point(|vma| vma.end <= run.start);
     map.vmas.get(next).is_some_and(|vma| vma.start < run.end())
 }

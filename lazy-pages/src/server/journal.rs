@@ -25,19 +25,24 @@ use std::{
 };
 
 use crate::{
+    format::FrameIndex,
     ids::{CheckpointId, LeaseId},
     server::{
+        events::now,
         space::SpaceId,
         sys::{
             shared::SharedWords,
             uffd::{BATCH, Event, MESSAGE_WORDS, Uffd},
         },
+        trace::{Column, TRACE_WORDS, Trace},
     },
     units::{PAGE_SIZE, VirtAddr},
 };
 
-/// Words of a journal: a page of header and messages, then the records.
-pub const JOURNAL_WORDS: usize = HEADER_WORDS + RECORDS * RECORD_WORDS;
+/// Words of a journal: a page of header and messages, then the records, then the [trace](super::trace).
+pub const JOURNAL_WORDS: usize = FIRST_TRACE + TRACE_WORDS;
+
+const FIRST_TRACE: usize = HEADER_WORDS + RECORDS * RECORD_WORDS;
 
 const HEADER_WORDS: usize = 512;
 /// Enough for half a million forks, moves and removals; they take memory only when they come.
@@ -433,8 +438,34 @@ impl Journal {
         self.number(which).load(Ordering::Relaxed)
     }
 
+    /// Adds to a number, and to the same of this moment.
+    pub fn count(&self, which: Number, more: u64) {
+        self.number(which).fetch_add(more, Ordering::Relaxed);
+        let column = match which {
+            Number::Faults => Column::Faults,
+            Number::InstalledPages => Column::Installed,
+            Number::FetchedBytes => Column::Fetched,
+            _ => return,
+        };
+        self.trace().count(column, more, self.age());
+    }
+
+    /// What happened when.
+    pub fn trace(&self) -> Trace<'_> {
+        Trace(&self.words()[FIRST_TRACE..])
+    }
+
+    /// Microseconds since the first task registered.
+    pub fn age(&self) -> u64 {
+        match self.value(Number::Registered) {
+            0 => 0,
+            registered => now().saturating_sub(registered),
+        }
+    }
+
     /// A frame was waited for, that many microseconds.
-    pub fn count_stall(&self, waited: u64) {
+    pub fn count_stall(&self, waited: u64, frame: FrameIndex) {
+        self.trace().count_wait(waited, self.age(), frame);
         self.number(Number::LongestFault).fetch_max(waited, Ordering::Relaxed);
         self.number(Number::Stalled).fetch_add(waited, Ordering::Relaxed);
         let bucket = STALL_LIMITS_US.partition_point(|limit| *limit < waited);
@@ -518,7 +549,7 @@ impl Journal {
 
     fn record(&self, at: u64) -> Option<Record> {
         let first = HEADER_WORDS + usize::try_from(at).ok()?.checked_mul(RECORD_WORDS)?;
-        let words = self.words().get(first..first + RECORD_WORDS)?;
+        let words = self.words()[..FIRST_TRACE].get(first..first + RECORD_WORDS)?;
         Record::decode(std::array::from_fn(|word| words[word].load(Ordering::Relaxed)))
     }
 
@@ -585,7 +616,7 @@ impl Writer {
     /// Adds a record. It counts at once, or, after [`Self::read`], with [`Self::commit`].
     pub fn append(&mut self, record: Record) {
         let first = HEADER_WORDS + self.commit.records as usize * RECORD_WORDS;
-        let Some(words) = self.journal.words().get(first..first + RECORD_WORDS) else {
+        let Some(words) = self.journal.words()[..FIRST_TRACE].get(first..first + RECORD_WORDS) else {
             if !self.journal.is_full() {
                 tracing::warn!("too much has happened to this tree: if its page server dies, it is ended");
             }

@@ -141,7 +141,7 @@ fn a_phase_and_an_outcome_are_what_was_said_last() {
 fn waits_are_counted_by_how_long_they_were() {
     let journal = Journal::create().unwrap();
     for waited in [0, 100, 101, 1_000_000, 1_000_001, u64::from(u32::MAX)] {
-        journal.count_stall(waited);
+        journal.count_stall(waited, FrameIndex(0));
     }
     assert_eq!(journal.stalls(), [2, 1, 0, 0, 1, 2]);
     assert_eq!(journal.value(Number::LongestFault), u64::from(u32::MAX));

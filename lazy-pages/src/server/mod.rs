@@ -33,6 +33,7 @@ mod origin;
 mod pace;
 mod page_server;
 mod page_state;
+mod pages_record;
 mod presence;
 mod registration;
 mod replay;
@@ -45,6 +46,7 @@ mod state;
 pub mod status;
 #[allow(unsafe_code)]
 mod sys;
+mod trace;
 mod tree;
 
 pub use self::{

@@ -27,6 +27,9 @@ pub enum Report {
         image_bytes: u64,
         /// Time since the start.
         ready_ms: u64,
+        /// The lease it is read under, which is the name of what is kept about this restore.
+        #[serde(default)]
+        lease: Option<String>,
     },
     /// The process that served has died, and another one goes on in its place.
     #[serde(rename = "taken-over")]

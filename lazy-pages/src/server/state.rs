@@ -31,7 +31,7 @@ use crate::server::{
 /// The name of the memory in `/proc/PID/fd`.
 pub const STATE_NAME: &str = "lazy-pages-state";
 
-const MAGIC: u64 = u64::from_le_bytes(*b"lzypgs-1");
+const MAGIC: u64 = u64::from_le_bytes(*b"lzypgs-2");
 const CONTROL_WORDS: usize = 512;
 
 const MAGIC_AT: usize = 0;

@@ -6,9 +6,10 @@ use std::{
 };
 
 use lazy_pages::{
-    catalog::{CatalogError, Deleted, Lease, LeftBecause},
+    catalog::{CatalogError, Deleted, Lease, LeftBecause, Retention},
     format::keys,
     ids::{AppId, CheckpointId, LeaseId, PackId},
+    record::{RECORD_VERSION, Records, RestoreName, RestoreRecord, TakenRecord},
     verify::verify,
 };
 use proptest::prelude::*;
@@ -59,6 +60,46 @@ fn the_catalog_lists_what_is_committed_newest_first() {
     assert_eq!(listed, [all[2].0, all[1].0, all[0].0]);
     assert_eq!(writing.runtime.block_on(catalog.newest(&app())).unwrap(), all[2].0);
     assert_eq!(writing.runtime.block_on(catalog.apps()).unwrap(), [app(), other]);
+}
+
+#[test]
+fn what_is_told_of_a_checkpoint_goes_with_it() {
+    let writing = Writing::new();
+    let all = three(&writing);
+    let records = Records::new(writing.store.clone(), app());
+    let version = RECORD_VERSION;
+    writing.runtime.block_on(async {
+        for (id, _) in &all {
+            let taken = TakenRecord { version, ..TakenRecord::default() };
+            records.keep_taken(*id, &taken).await.unwrap();
+            let name = RestoreName { lease: LeaseId::new(), checkpoint: *id, handover: false };
+            let run = RestoreRecord { version, ..RestoreRecord::default() };
+            records.keep_restore(name, &run).await.unwrap();
+            // Said again after a crash.
+            records.keep_restore(name, &RestoreRecord { pid: 1, ..run.clone() }).await.unwrap();
+            assert_eq!(records.restore(name).await.unwrap().agent, Some(run));
+        }
+    });
+    let told = |id: CheckpointId| {
+        let prefix = format!("{}{id}/", keys::checkpoints(&app()));
+        writing.store.keys(&prefix).into_iter().filter(|key| key.ends_with(".json")).count()
+    };
+    let mut left: Vec<_> = all.iter().map(|(id, _)| *id).collect();
+    let restored = || {
+        let restores = writing.runtime.block_on(records.restores()).unwrap();
+        let mut ids: Vec<_> = restores.iter().map(|one| one.checkpoint).collect();
+        ids.sort();
+        ids
+    };
+    assert_eq!(restored(), left);
+    assert_eq!(writing.runtime.block_on(writing.catalog().list(&app())).unwrap().len(), 3);
+    delete(&writing, all[1].0).unwrap();
+    assert_eq!(all.iter().map(|(id, _)| told(*id)).collect::<Vec<_>>(), [2, 0, 2]);
+    left.remove(1);
+    assert_eq!(restored(), left);
+    let kept = Retention { keep: Some(1), keep_for: None };
+    writing.runtime.block_on(writing.catalog().collect(&app(), kept)).unwrap();
+    assert_eq!(all.iter().map(|(id, _)| told(*id)).collect::<Vec<_>>(), [0, 0, 2]);
 }
 
 #[test]

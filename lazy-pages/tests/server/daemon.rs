@@ -13,6 +13,7 @@ use std::{
 
 use lazy_pages::{
     format::{Manifest, Vma},
+    record::{PagesRecord, Record},
     server::{
         Role,
         status::{self, DaemonStatus},
@@ -71,6 +72,15 @@ impl Daemon {
         let url = server.url("checkpoints");
         // Only this test program's own; each test runs with the same keys.
         Self::start(place, Some(server), &url, areas, restores, more)
+    }
+
+    /// What is kept about how the pages came, of a daemon that has ended.
+    pub fn pages_record(&self) -> PagesRecord {
+        let found =
+            Command::new("find").arg(self.place.path()).args(["-name", "pages.json"]).output().unwrap();
+        let found = String::from_utf8(found.stdout).unwrap();
+        let [path] = found.lines().collect::<Vec<_>>()[..] else { panic!("not one record: {found:?}") };
+        PagesRecord::decode(&fs::read(path).unwrap()).unwrap()
     }
 
     fn start(

@@ -54,6 +54,20 @@ fn a_killed_server_is_replaced_and_every_page_comes() {
     assert_eq!(daemon.end().code(), Some(0));
     target.ok(&format!("check {B} {PAGES} {B}"));
     daemon.assert_gone();
+    // What the dead server counted is told too, and that it died.
+    let record = daemon.pages_record();
+    assert_eq!(record.numbers.takeovers, 1);
+    assert_eq!(record.taken_over_us.len(), 1);
+    assert!(!record.torn && record.outcome == "resident", "{record:?}");
+    let took = record.resident_us.unwrap();
+    assert!(record.running_us.unwrap() <= record.taken_over_us[0] && record.taken_over_us[0] <= took);
+    assert_eq!(record.moments.faults.iter().sum::<u64>(), record.numbers.faults);
+    assert_eq!(record.moments.installed_pages.iter().sum::<u64>(), record.numbers.installed_pages);
+    assert_eq!(record.moments.waits.iter().sum::<u64>(), record.numbers.stalls.iter().sum::<u64>());
+    assert_eq!(record.slowest[0].waited_us, record.numbers.longest_fault_us);
+    assert!(record.heat.rows.iter().all(|row| row.pid == PID && row.start >= B * PAGE_SIZE as u64));
+    assert_eq!(record.heat.rows.iter().map(|row| row.pages).sum::<u64>(), stored_pages(B, PAGES));
+    assert!(record.heat.rows.iter().flat_map(|row| &row.faults).sum::<u64>() > 0);
 }
 
 #[test]

@@ -50,6 +50,7 @@ impl EventLoop {
             }
         }
         self.filler.count(Number::Takeovers, 1);
+        self.journal.trace().taken_over(self.journal.age());
         self.registered = replayed.registered;
         for (&pidfd, &pid) in &replayed.processes {
             self.adopt_process(pid, pidfd);
