@@ -86,6 +86,9 @@ fn explanation(name: &str) -> &'static str {
             "What had been read was still on its way to the store. A checkpoint shortly before, a faster link, or lazy-direct \
              make it shorter."
         }
+        "preparing" => {
+            "The restore looked at CRIU and at the machine, and read what the checkpoint is: how fast the store answers counts."
+        }
         "fetching" => {
             "What describes the processes, and pages that cannot come on demand, come from the store before anything is \
              rebuilt: how fast the store answers counts, and how much memory is shared or locked. The strategy full fetches \

@@ -113,7 +113,7 @@ pub fn key_numbers(report: &Report) -> Vec<(&'static str, String)> {
     add("uploaded", report.contents.as_ref().map(|contents| bytes(contents.uploaded_bytes)));
     add("restore until running", report.run.as_ref().map(|run| time(run.running_us)));
     let pages = report.pages.as_ref();
-    add("until all pages were there", pages.and_then(|pages| pages.resident_us).map(time));
+    add("pages arrived within", pages.and_then(|pages| pages.resident_us).map(time));
     add("page faults", pages.map(|pages| count(pages.numbers.faults)));
     add("longest wait", pages.map(|pages| time(pages.numbers.longest_fault_us)));
     numbers
