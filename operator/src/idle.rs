@@ -28,6 +28,7 @@ use crate::{
     injection, migratable,
     migrate::{answer_trigger, fresh, migrate, persist, record, remove_annotation},
     migration::{PodSeen, since},
+    network,
     observe::{self, Found, Look, current_place, now, place_of},
     pods::ROLE_ANNOTATION,
     start::{created, next_round, start},
@@ -253,6 +254,7 @@ async fn present(
         let moved = migratable::look(ctx, app, pod, &mut status).await?;
         again = again.min(checkpoint).min(moved);
         refresh_certificate(ctx, app).await;
+        network::keep(ctx, app).await;
     } else {
         let message = "its pod is not ready";
         set(&mut status, condition::MIGRATABLE, Some(false), "NotReady", message, now());

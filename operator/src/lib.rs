@@ -29,6 +29,7 @@ pub mod metrics;
 mod migratable;
 mod migrate;
 pub mod migration;
+pub mod network;
 mod observe;
 pub mod placement;
 pub mod pods;
