@@ -274,6 +274,7 @@ async fn restore(ctx: &Context, app: &MigratableApp, written: &Migration) -> Res
         deadline_ms: left_ms(written.timeout_at.0),
         source,
         launcher: RUN_PATH.to_owned(),
+        prefetch_workers: app.spec.storage.prefetch_workers(),
         ..Default::default()
     };
     match agent.restore(request).await {

@@ -97,6 +97,8 @@ pub(crate) struct Remembered {
     pub collected: Option<Timestamp>,
     /// Since when the application has been looked at by this operator.
     pub since: Option<Timestamp>,
+    /// The checkpoint before it is started anew.
+    pub restart: Option<String>,
     /// Why it could not be moved, and when that was found out.
     pub migratable: Option<(Timestamp, Option<(&'static str, String)>)>,
     /// When its NetworkPolicy was looked at.

@@ -31,6 +31,7 @@ use crate::{
     network,
     observe::{self, Found, Look, current_place, now, place_of},
     pods::ROLE_ANNOTATION,
+    restart,
     start::{created, next_round, start},
     status::{beginning, condition, failures_in_a_row, next_id, set},
     trigger::{self, CANCEL_ANNOTATION, PRESERVE_ANNOTATION, RETRY_ANNOTATION, Trigger},
@@ -79,6 +80,10 @@ async fn without_pod(ctx: &Context, app: MigratableApp) -> Result<Duration, Erro
     }
     match &status.migration {
         _ if app.spec.injection.is_some() => Box::pin(injection::without_pod(ctx, app)).await,
+        Some(last) if restart::is_wanted(&app) => {
+            let round = next_round(&app, &last.source.pod);
+            restart::start_over(ctx, app, round).await
+        }
         Some(last) if last.source_has_stopped() => {
             let lost = last.source.clone();
             recover(ctx, app, lost).await
@@ -125,6 +130,13 @@ async fn gone(ctx: &Context, app: MigratableApp, place: &Place) -> Result<Durati
     match found.pod {
         // It was written down and not created yet.
         None if not_made_yet => created(ctx, app, name).await,
+        pod if restart::is_wanted(&app) => {
+            if pod.is_some() {
+                delete_pod(ctx, &app, place).await?;
+            }
+            let round = next_round(&app, name);
+            restart::start_over(ctx, app, round).await
+        }
         Some(pod) if completed(&pod) => complete(ctx, &app).await,
         Some(pod) if ended_by_itself(&pod) => {
             let note = "the restored processes have ended by themselves; the application is started again";
@@ -240,11 +252,17 @@ async fn present(
     {
         return Ok(rest);
     }
+    if seen == PodSeen::Ready
+        && let Some(rest) = restart::asked(ctx, app, pod).await?
+    {
+        return Ok(rest);
+    }
     let mut status = app.status.clone().unwrap_or_default();
     status.observed_generation = app.metadata.generation;
     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
     status.current_node = node.or(status.current_node);
     run_state(&mut status, pod, seen);
+    restart::tell(ctx, app, &mut status).await;
     if seen == PodSeen::Ready {
         let checkpoint = checkpoints::look(ctx, app, pod, &mut status).await;
         if let Some(settled) = nothing_runs(ctx, app) {

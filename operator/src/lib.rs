@@ -33,6 +33,7 @@ pub mod network;
 mod observe;
 pub mod placement;
 pub mod pods;
+mod restart;
 pub mod schedule;
 mod secrets;
 pub mod server;

@@ -23,7 +23,7 @@ use crate::{
     context::{Context, FIELD_MANAGER},
     error::{Error, is},
     injection,
-    migration::{Decision, Effect, OperationSeen, PodSeen, decide, since},
+    migration::{Decision, Effect, FailureKind, OperationSeen, PodSeen, decide, since},
     observe::{self, Look, now},
     status::with_migration,
     trigger::{self, CANCEL_ANNOTATION},
@@ -58,6 +58,7 @@ pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp
                 Outcome::Done => return Ok((app, Some(limits.look / 10))),
                 Outcome::Refused(failure) if effect == Effect::CreateTarget => {
                     seen.target = PodSeen::Ended;
+                    seen.superseded = failure.kind == FailureKind::Refused;
                     seen.refused = Some(failure.message);
                     decision = decide(written, &seen, limits, now());
                 }
@@ -80,7 +81,7 @@ pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp
 /// Where the application runs, its pod counts, and no other.
 async fn tell_where_it_runs(ctx: &Context, app: &MigratableApp) -> Result<(), Error> {
     let runs = migration_of(app).filter(|written| written.resumed_at.is_some());
-    if let Some(written) = migration_of(app).filter(|_| app.spec.injection.is_some()) {
+    if let Some(written) = migration_of(app) {
         Box::pin(injection::hide_source(ctx, app, written)).await?;
     }
     let Some(target) = runs.and_then(|written| written.target.as_ref()) else { return Ok(()) };

@@ -56,7 +56,9 @@ pub async fn keep(ctx: &Context, app: &MigratableApp) {
             ctx.event(app, EventType::Warning, "NetworkPolicyUnsupported", note).await;
         }
         Err(error) => {
-            let note = format!("the agents' NetworkPolicy cannot be written, and nothing else is held up by it: {error}");
+            let note = format!(
+                "the agents' NetworkPolicy cannot be written, and nothing else is held up by it: {error}"
+            );
             ctx.event(app, EventType::Warning, "NetworkPolicyNotMade", &note).await;
         }
     }
@@ -98,7 +100,8 @@ pub fn isolated(app: &MigratableApp, policies: &[NetworkPolicy]) -> bool {
     let own = policy_name(&app.name_any());
     policies.iter().filter(|one| one.name_any() != own).filter_map(|one| one.spec.as_ref()).any(|spec| {
         // Without types, a policy is one for what comes in.
-        let comes_in = spec.policy_types.as_ref().is_none_or(|types| types.iter().any(|one| one == "Ingress"));
+        let comes_in =
+            spec.policy_types.as_ref().is_none_or(|types| types.iter().any(|one| one == "Ingress"));
         let selector = spec.pod_selector.clone().unwrap_or_default();
         // A selector that cannot be read is the API server's to refuse; taking it for one that selects opens nothing.
         comes_in && Selector::try_from(selector).map_or(true, |selector| selector.matches(&labels))
@@ -236,7 +239,9 @@ mod tests {
             isolated(&app(), &[serde_json::from_value(other).unwrap()])
         };
         assert!(isolates(json!({"podSelector": {}})));
-        assert!(isolates(json!({"podSelector": {"matchLabels": {"tier": "db"}}, "policyTypes": ["Ingress"]})));
+        assert!(isolates(
+            json!({"podSelector": {"matchLabels": {"tier": "db"}}, "policyTypes": ["Ingress"]})
+        ));
         let expression = json!([{"key": "migration.io/app", "operator": "Exists"}]);
         assert!(isolates(json!({"podSelector": {"matchExpressions": expression}})));
         assert!(!isolates(json!({"podSelector": {"matchLabels": {"tier": "web"}}})));

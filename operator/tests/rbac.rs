@@ -255,7 +255,8 @@ async fn an_application_moves_with_exactly_these_rights() {
     let agents = Arc::new(scene.agents.clone());
     let settings = Settings { network_policies: true, ..scene.settings() };
     let policies: Api<NetworkPolicy> = Api::namespaced(scene.client.clone(), &scene.namespace);
-    let closed = json!({"metadata": {"name": "closed"}, "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}});
+    let closed =
+        json!({"metadata": {"name": "closed"}, "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}});
     policies.create(&PostParams::default(), &serde_json::from_value(closed).unwrap()).await.unwrap();
     let operator = tokio::spawn(controller::run(client, agents, settings, leading, |_| {}, pending()));
     scene.create("app", json!({})).await;

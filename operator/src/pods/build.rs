@@ -13,7 +13,7 @@ use super::{
     agent::{AgentSettings, agent_container, mount, tools_container, volumes},
     storage::mirrored_secret_name,
 };
-use crate::api::{APP_LABEL, MigratableApp};
+use crate::api::{APP_LABEL, MigratableApp, Program};
 
 /// Pids of workloads are above this, so that they are free in the next pod too.
 const PID_BASE: &str = "10000";
@@ -120,6 +120,10 @@ pub fn build(plan: &Plan<'_>) -> Result<Pod, Unsupported> {
     let agent = agent_container(plan.agent, &plan.app.spec.storage, workload);
     for container in &mut spec.containers {
         if container.name == moved {
+            // What is restored is what was started, whatever the template says by now.
+            if let Some(program) = program(plan) {
+                program.put_into(container);
+            }
             launch(container, &full_name, plan.role);
         }
     }
@@ -167,6 +171,11 @@ pub fn build(plan: &Plan<'_>) -> Result<Pod, Unsupported> {
         }
     }
     Ok(Pod { metadata, spec: Some(spec), status: None })
+}
+
+fn program<'a>(plan: &Plan<'a>) -> Option<&'a Program> {
+    let restores = matches!(plan.role, Role::Restore(_));
+    plan.app.status.as_ref().filter(|_| restores)?.program.as_ref()
 }
 
 /// A pod that was made by itself, or by its controller, stays when the application's object goes.
