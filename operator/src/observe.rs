@@ -59,12 +59,12 @@ pub fn is_of(app: &MigratableApp, pod: &Pod) -> bool {
 /// Whether a pod is a new run of an application that somebody else's controller has made, and of another program: another version was rolled
 /// out, to which no checkpoint of the one before can be given.
 pub fn supersedes(app: &MigratableApp, pod: &Pod) -> bool {
-    let Some(template) = pod.annotations().get(TEMPLATE_ANNOTATION) else { return false };
-    let template: Option<PodTemplateSpec> = serde_json::from_str(template).ok();
-    let new = template.as_ref().and_then(|one| Program::of(one, app.spec.container_name()));
+    let told = pod.annotations().get(TEMPLATE_ANNOTATION);
+    let template = told.and_then(|told| serde_json::from_str::<PodTemplateSpec>(told).ok());
     let anew = pod.annotations().get(ROLE_ANNOTATION).is_some_and(|role| role == "launched");
-    anew && is_of(app, pod)
-        && new.is_some_and(|new| Program::of(&app.spec.template, app.spec.container_name()) != Some(new))
+    let name = app.spec.container_name();
+    let other = |new: PodTemplateSpec| Program::of(&new, name) != Program::of(&app.spec.template, name);
+    anew && is_of(app, pod) && template.is_some_and(other)
 }
 
 /// Whether a pod is the one that is meant, and not another that has its name.
