@@ -109,7 +109,7 @@ pub async fn create_pod(
         Missing::Because(reason, message) => NotMade::Because(reason, message),
         Missing::Error(error) => NotMade::Error(error),
     })?;
-    network::keep(ctx, app).await;
+    Box::pin(network::keep(ctx, app)).await;
     let plan = Plan { app, agent: &ctx.settings.agent, cluster: &ctx.settings.cluster, name, node, role };
     let pod = build(&plan).map_err(|error| {
         let reason = match &error {

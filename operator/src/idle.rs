@@ -82,13 +82,13 @@ async fn without_pod(ctx: &Context, app: MigratableApp) -> Result<Duration, Erro
         _ if app.spec.injection.is_some() => Box::pin(injection::without_pod(ctx, app)).await,
         Some(last) if restart::is_wanted(&app) => {
             let round = next_round(&app, &last.source.pod);
-            restart::start_over(ctx, app, round).await
+            Box::pin(restart::start_over(ctx, app, round)).await
         }
         Some(last) if last.source_has_stopped() => {
             let lost = last.source.clone();
-            recover(ctx, app, lost).await
+            Box::pin(recover(ctx, app, lost)).await
         }
-        _ => start(ctx, app, 0).await,
+        _ => Box::pin(start(ctx, app, 0)).await,
     }
 }
 
@@ -129,31 +129,31 @@ async fn gone(ctx: &Context, app: MigratableApp, place: &Place) -> Result<Durati
     }
     match found.pod {
         // It was written down and not created yet.
-        None if not_made_yet => created(ctx, app, name).await,
+        None if not_made_yet => Box::pin(created(ctx, app, name)).await,
         pod if restart::is_wanted(&app) => {
             if pod.is_some() {
                 delete_pod(ctx, &app, place).await?;
             }
             let round = next_round(&app, name);
-            restart::start_over(ctx, app, round).await
+            Box::pin(restart::start_over(ctx, app, round)).await
         }
         Some(pod) if completed(&pod) => complete(ctx, &app).await,
         Some(pod) if ended_by_itself(&pod) => {
             let note = "the restored processes have ended by themselves; the application is started again";
             ctx.event(&app, EventType::Warning, "Ended", note).await;
             delete_pod(ctx, &app, place).await?;
-            start(ctx, app.clone(), next_round(&app, name)).await
+            Box::pin(start(ctx, app.clone(), next_round(&app, name))).await
         }
         pod => {
             if status.checkpoint_status.is_some() {
-                return recover(ctx, app, place.clone()).await;
+                return Box::pin(recover(ctx, app, place.clone())).await;
             }
             let note = "its pod is gone and it has no checkpoint; it is started again";
             ctx.event(&app, EventType::Warning, "Lost", note).await;
             if pod.is_some() {
                 delete_pod(ctx, &app, place).await?;
             }
-            start(ctx, app.clone(), next_round(&app, name)).await
+            Box::pin(start(ctx, app.clone(), next_round(&app, name))).await
         }
     }
 }
@@ -253,7 +253,7 @@ async fn present(
         return Ok(rest);
     }
     if seen == PodSeen::Ready
-        && let Some(rest) = restart::asked(ctx, app, pod).await?
+        && let Some(rest) = Box::pin(restart::asked(ctx, app, pod)).await?
     {
         return Ok(rest);
     }
@@ -262,7 +262,7 @@ async fn present(
     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
     status.current_node = node.or(status.current_node);
     run_state(&mut status, pod, seen);
-    restart::tell(ctx, app, &mut status).await;
+    Box::pin(restart::tell(ctx, app, &mut status)).await;
     if seen == PodSeen::Ready {
         let checkpoint = checkpoints::look(ctx, app, pod, &mut status).await;
         if let Some(settled) = nothing_runs(ctx, app) {
@@ -272,7 +272,7 @@ async fn present(
         let moved = migratable::look(ctx, app, pod, &mut status).await?;
         again = again.min(checkpoint).min(moved);
         refresh_certificate(ctx, app).await;
-        network::keep(ctx, app).await;
+        Box::pin(network::keep(ctx, app)).await;
     } else {
         let message = "its pod is not ready";
         set(&mut status, condition::MIGRATABLE, Some(false), "NotReady", message, now());

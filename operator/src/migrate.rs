@@ -43,7 +43,7 @@ pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp
     for _ in 0..IN_A_ROW {
         let Some(written) = migration_of(&app) else { return Ok((app, None)) };
         let limits = &ctx.settings.limits;
-        let seen = observe::see(ctx, &app, written, Look::Cached).await?;
+        let seen = Box::pin(observe::see(ctx, &app, written, Look::Cached)).await?;
         match decide(written, &seen, limits, now()) {
             Decision::Over => return Ok((app, None)),
             Decision::Wait(time) => return Ok((app, Some(time))),
@@ -51,7 +51,7 @@ pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp
         }
         app = fresh(ctx, &app).await?;
         let Some(written) = migration_of(&app) else { return Ok((app, None)) };
-        let mut seen = observe::see(ctx, &app, written, Look::Fresh).await?;
+        let mut seen = Box::pin(observe::see(ctx, &app, written, Look::Fresh)).await?;
         let mut decision = decide(written, &seen, limits, now());
         if let Decision::Do(effect) = decision {
             match Box::pin(act::act(ctx, &app, written, effect)).await? {

@@ -48,7 +48,7 @@ pub async fn keep(ctx: &Context, app: &MigratableApp) {
     if !ctx.settings.network_policies || fresh || ctx.must_lead().is_err() {
         return;
     }
-    match applied(ctx, app).await {
+    match Box::pin(applied(ctx, app)).await {
         Ok(true) => {}
         Ok(false) => {
             let note = "this API server does not know ranges of ports in NetworkPolicies (Kubernetes 1.22 does): the agents' port stays \

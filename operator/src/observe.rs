@@ -197,11 +197,11 @@ pub async fn see(ctx: &Context, app: &MigratableApp, written: &Migration, look: 
     let returns = stage == MigrationStage::ChoosingTarget && !before;
     let mut source_has = Vec::new();
     if before && !stage.is_over() || dumps || returns {
-        source_has = ask_source(ctx, app, &name, written, &source, &mut seen).await;
+        source_has = Box::pin(ask_source(ctx, app, &name, written, &source, &mut seen)).await;
     }
     let restores = written.operation.is_some() && !before;
     if stage == MigrationStage::Preparing || restores || stage == MigrationStage::Filling {
-        let target_has = ask_target(ctx, app, &name, written, &target, &mut seen).await;
+        let target_has = Box::pin(ask_target(ctx, app, &name, written, &target, &mut seen)).await;
         if let Some(lack) = lack(&source_has, &target_has) {
             // Nothing has been restored into it, nor will be.
             seen.target = PodSeen::Ended;

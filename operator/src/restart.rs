@@ -106,7 +106,7 @@ pub async fn asked(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<Opti
             return Ok(Some(LOOK));
         }
     }
-    end(ctx, app).await.map(Some)
+    Box::pin(end(ctx, app)).await.map(Some)
 }
 
 /// The pod is deleted, if everything is still as it was.
@@ -129,7 +129,7 @@ async fn end(ctx: &Context, app: &MigratableApp) -> Result<Duration, Error> {
 /// # Errors
 /// When the API server does not answer.
 pub async fn start_over(ctx: &Context, app: MigratableApp, round: u32) -> Result<Duration, Error> {
-    let again = start::start_over(ctx, app.clone(), round).await?;
+    let again = Box::pin(start::start_over(ctx, app.clone(), round)).await?;
     remove_annotation(ctx, &app, RESTART_ANNOTATION).await?;
     Ok(again)
 }

@@ -24,7 +24,7 @@ use crate::{
 /// When the API server does not answer.
 pub async fn start(ctx: &Context, app: MigratableApp, round: u32) -> Result<Duration, Error> {
     let status = app.status.clone().unwrap_or_default();
-    started(ctx, app, round, status).await
+    Box::pin(started(ctx, app, round, status)).await
 }
 
 /// As [`start`], when somebody wants it although there are checkpoints: they are of another run.
@@ -35,7 +35,7 @@ pub async fn start_over(ctx: &Context, app: MigratableApp, round: u32) -> Result
     let mut status = app.status.clone().unwrap_or_default();
     status.checkpoint_status = None;
     status.restarted = Some(true);
-    started(ctx, app, round, status).await
+    Box::pin(started(ctx, app, round, status)).await
 }
 
 async fn started(

@@ -61,7 +61,7 @@ pub async fn without_pod(ctx: &Context, app: MigratableApp) -> Result<Duration, 
     let retry = trigger::is_set(app.annotations(), RETRY_ANNOTATION);
     let pods = pods_of(ctx, &app).await?;
     if let Some(next) =
-        pods.iter().find(|pod| observe::supersedes(&app, pod) && !pod.metadata.deletion_timestamp.is_some())
+        pods.iter().find(|pod| observe::supersedes(&app, pod) && pod.metadata.deletion_timestamp.is_none())
     {
         let note = "another version was rolled out while this one was a checkpoint; it has started anew, and the checkpoint stays in the store";
         ctx.event(&app, EventType::Warning, "Superseded", note).await;
@@ -139,7 +139,7 @@ async fn goes_on_in(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<Dur
         Err(Missing::Because(reason, message)) => return blocked(ctx, app, reason, &message).await,
     }
     let place = place_of(app, pod);
-    let app = &with_template(ctx, app, pod).await?;
+    let app = &Box::pin(with_template(ctx, app, pod)).await?;
     let mut status = app.status.clone().unwrap_or_default();
     status.observed_generation = app.metadata.generation;
     status.current_pod_name = Some(place.pod.clone());
