@@ -59,6 +59,11 @@ fn matters(feature: &str) -> bool {
     PREFIXES.iter().any(|prefix| feature.starts_with(prefix)) || NAMES.contains(&feature)
 }
 
+/// The instruction sets of this machine's CPU that programs may have chosen to use.
+pub fn instruction_sets() -> Vec<String> {
+    cpu_features().into_iter().filter(|feature| matters(feature)).collect()
+}
+
 fn cpu_features() -> Vec<String> {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = info.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));

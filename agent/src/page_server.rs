@@ -66,6 +66,8 @@ pub struct Served<'a> {
     pub images: &'a Path,
     /// How long processes wait for what does not come.
     pub patience: Duration,
+    /// How many requests at a time fetch what nobody waits for yet; what suits the store when `None`.
+    pub prefetch: Option<u32>,
     /// Where pages come from that are not in the store.
     pub origin: Option<String>,
     /// Control directory of the launcher that holds the descriptors too.
@@ -78,7 +80,7 @@ impl PageServerProcess {
     /// # Errors
     /// When it cannot be started.
     pub fn start(program: &Path, served: &Served<'_>, log: &Log<'_>) -> Result<Self, AgentError> {
-        let Served { store, app, checkpoint, images, patience, origin, anchor } = served;
+        let Served { store, app, checkpoint, images, patience, prefetch, origin, anchor } = served;
         let stderr = match log {
             Log::Inherit => Stdio::inherit(),
             Log::File(path) => Stdio::from(
@@ -98,6 +100,7 @@ impl PageServerProcess {
             .arg("--dir")
             .arg(images)
             .arg(format!("--patience={}", patience.as_secs()))
+            .args(prefetch.map(|requests| format!("--prefetch-workers={requests}")))
             .args(origin.as_ref().map(|origin| format!("--origin={origin}")))
             .args(anchor.as_ref().map(|directory| format!("--anchor={directory}")))
             .stdin(Stdio::null())

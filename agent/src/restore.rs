@@ -132,6 +132,9 @@ pub struct RestoreRequest {
     pub page_server: PathBuf,
     /// How long the processes wait for a store that cannot be reached before they are killed.
     pub patience: Duration,
+    /// How many requests at a time fetch pages that nobody waits for yet; what suits the store when `None`. With 0 a page comes
+    /// when it is touched, and the processes need the store as long as they live. Pages of a tree that is stopped elsewhere are always fetched.
+    pub prefetch: Option<u32>,
     /// Where the page server's log goes; to standard error if `None`.
     pub page_server_log: Option<PathBuf>,
     /// Restore established TCP connections.
@@ -161,6 +164,7 @@ impl RestoreRequest {
             stdio,
             page_server,
             patience: STORE_PATIENCE,
+            prefetch: None,
             page_server_log: None,
             tcp_established: false,
             generation: None,
@@ -310,6 +314,7 @@ impl Agent {
             checkpoint,
             images,
             patience: request.patience,
+            prefetch: request.prefetch.filter(|requests| *requests > 0 || request.handover.is_none()),
             origin: request.handover.as_ref().map(HandedOver::to_text),
             anchor: request.launcher.as_ref().map(|launcher| launcher.directory().to_owned()),
         };

@@ -49,6 +49,9 @@ pub struct PageServer {
     /// For how many seconds processes wait for what does not come
     #[arg(long)]
     pub patience: u64,
+    /// How many requests at a time fetch what nobody waits for yet
+    #[arg(long)]
+    pub prefetch_workers: Option<u32>,
     /// Where pages come from that are not in the store
     #[arg(long)]
     pub origin: Option<String>,
@@ -63,12 +66,14 @@ impl Serving {
         let surroundings = Surroundings { stores, origins: handover::origin, anchors: launcher::anchor };
         match self {
             Self::PageServer(typed) => {
-                let PageServer { store, app, checkpoint, dir, patience, origin, anchor } = *typed;
+                let PageServer { store, app, checkpoint, dir, patience, prefetch_workers, origin, anchor } =
+                    *typed;
                 let config = DaemonConfig {
                     store,
                     restores: vec![Restore { app, checkpoint: Some(checkpoint), directory: dir }],
                     json: true,
                     patience: Duration::from_secs(patience),
+                    prefetch: prefetch_workers,
                     revival: ["guardian", "--state"].map(OsString::from).to_vec(),
                     origin,
                     anchor,

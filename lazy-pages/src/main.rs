@@ -116,6 +116,10 @@ struct Serve {
     /// they are killed
     #[arg(long, value_name = "SECONDS", default_value_t = STORE_PATIENCE.as_secs())]
     patience: u64,
+    /// How many requests at a time fetch pages that nobody waits for yet [default: what suits the store]. With 0 a page comes when it is
+    /// touched, and the processes need the store as long as they live
+    #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u32).range(..=256))]
+    prefetch_workers: Option<u32>,
     /// Print reports as JSON
     #[arg(long)]
     json: bool,
@@ -158,7 +162,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(typed: Serve) -> io::Result<u8> {
-    let Serve { store, apps, checkpoint, directories, patience, json } = typed;
+    let Serve { store, apps, checkpoint, directories, patience, prefetch_workers, json } = typed;
     if apps.len() != directories.len() {
         return Err(io::Error::other("each --app needs a --dir of its own"));
     }
@@ -173,6 +177,7 @@ fn serve(typed: Serve) -> io::Result<u8> {
             restores,
             json,
             patience: Duration::from_secs(patience),
+            prefetch: prefetch_workers,
             revival: ["guardian", "--state"].map(OsString::from).to_vec(),
             origin: None,
             anchor: None,

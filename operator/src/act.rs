@@ -21,6 +21,7 @@ use crate::{
     error::{Error, is},
     injection,
     migration::{Effect, Failure, FailureKind, since},
+    network,
     observe::{self, Look},
     pods::{Plan, RESTORED_CONDITION, ROLE_ANNOTATION, RUN_PATH, Role, Unsupported, build},
     secrets::{self, Missing},
@@ -108,6 +109,7 @@ pub async fn create_pod(
         Missing::Because(reason, message) => NotMade::Because(reason, message),
         Missing::Error(error) => NotMade::Error(error),
     })?;
+    Box::pin(network::keep(ctx, app)).await;
     let plan = Plan { app, agent: &ctx.settings.agent, cluster: &ctx.settings.cluster, name, node, role };
     let pod = build(&plan).map_err(|error| {
         let reason = match &error {
@@ -272,6 +274,7 @@ async fn restore(ctx: &Context, app: &MigratableApp, written: &Migration) -> Res
         deadline_ms: left_ms(written.timeout_at.0),
         source,
         launcher: RUN_PATH.to_owned(),
+        prefetch_workers: app.spec.storage.prefetch_workers(),
         ..Default::default()
     };
     match agent.restore(request).await {

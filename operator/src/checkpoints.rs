@@ -109,18 +109,7 @@ async fn begin(
     let uid = app.metadata.uid.clone().unwrap_or_default();
     // Within a second it is the same one, whoever asks.
     let id = format!("{}-c{}", uid.replace('-', ""), now.as_second());
-    let request = PreCheckpointRequest {
-        operation_id: id.clone(),
-        app: ctx.full_name(app),
-        detach: true,
-        deadline_ms: u64::try_from(LONGEST.as_millis()).unwrap_or(u64::MAX),
-        launcher: RUN_PATH.to_owned(),
-        files: file_rules(app),
-        // They go on here; where this is restored they are not.
-        tcp_close: true,
-        max_chain_depth: Some(policy.max_checkpoint_chain_depth()),
-        ..Default::default()
-    };
+    let request = request(ctx, app, policy, id.clone());
     if ctx.must_lead().is_err() {
         return LOOK;
     }
@@ -142,6 +131,27 @@ async fn begin(
             failed(ctx, app, status, &error.to_string(), now);
             LOOK
         }
+    }
+}
+
+/// What an agent is asked for.
+pub fn request(
+    ctx: &Context,
+    app: &MigratableApp,
+    policy: &CheckpointPolicy,
+    operation_id: String,
+) -> PreCheckpointRequest {
+    PreCheckpointRequest {
+        operation_id,
+        app: ctx.full_name(app),
+        detach: true,
+        deadline_ms: u64::try_from(LONGEST.as_millis()).unwrap_or(u64::MAX),
+        launcher: RUN_PATH.to_owned(),
+        files: file_rules(app),
+        // They go on here; where this is restored they are not.
+        tcp_close: true,
+        max_chain_depth: Some(policy.max_checkpoint_chain_depth()),
+        ..Default::default()
     }
 }
 
@@ -208,7 +218,9 @@ fn of_this_run(
 ) -> Result<ListCheckpointsResponse, Error> {
     let mut list = answer.map_err(Error::agent("ask for checkpoints"))?;
     let anew = pod.annotations().get(ROLE_ANNOTATION).is_some_and(|role| role == "launched");
-    if let Some(created) = pod.creation_timestamp().filter(|_| anew && app.spec.injection.is_some()) {
+    let restarted = app.status.as_ref().is_some_and(|status| status.restarted == Some(true));
+    let by_others = app.spec.injection.is_some();
+    if let Some(created) = pod.creation_timestamp().filter(|_| anew && (by_others || restarted)) {
         let since = u64::try_from(created.0.as_millisecond()).unwrap_or(0);
         list.checkpoints.retain(|one| one.created_unix_ms >= since);
     }

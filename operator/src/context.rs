@@ -47,6 +47,8 @@ pub struct Settings {
     pub limits: Limits,
     /// A label and its value that say that a node can be taken away.
     pub interruptible_label: Option<(String, String)>,
+    /// Whether applications get a NetworkPolicy that keeps their agents' port to those who need it.
+    pub network_policies: bool,
     /// The only namespace whose applications it looks after; all if `None`.
     pub only: Option<String>,
     /// How often an application to which nothing happens is looked at.
@@ -95,8 +97,12 @@ pub(crate) struct Remembered {
     pub collected: Option<Timestamp>,
     /// Since when the application has been looked at by this operator.
     pub since: Option<Timestamp>,
+    /// The checkpoint before it is started anew.
+    pub restart: Option<String>,
     /// Why it could not be moved, and when that was found out.
     pub migratable: Option<(Timestamp, Option<(&'static str, String)>)>,
+    /// When its NetworkPolicy was looked at.
+    pub network: Option<Timestamp>,
     /// When the agents' certificate has to be replaced.
     pub certificate: Option<SystemTime>,
     /// Since when it is tried to delete its checkpoints.

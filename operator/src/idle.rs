@@ -28,8 +28,10 @@ use crate::{
     injection, migratable,
     migrate::{answer_trigger, fresh, migrate, persist, record, remove_annotation},
     migration::{PodSeen, since},
+    network,
     observe::{self, Found, Look, current_place, now, place_of},
     pods::ROLE_ANNOTATION,
+    restart,
     start::{created, next_round, start},
     status::{beginning, condition, failures_in_a_row, next_id, set},
     trigger::{self, CANCEL_ANNOTATION, PRESERVE_ANNOTATION, RETRY_ANNOTATION, Trigger},
@@ -78,11 +80,15 @@ async fn without_pod(ctx: &Context, app: MigratableApp) -> Result<Duration, Erro
     }
     match &status.migration {
         _ if app.spec.injection.is_some() => Box::pin(injection::without_pod(ctx, app)).await,
+        Some(last) if restart::is_wanted(&app) => {
+            let round = next_round(&app, &last.source.pod);
+            Box::pin(restart::start_over(ctx, app, round)).await
+        }
         Some(last) if last.source_has_stopped() => {
             let lost = last.source.clone();
-            recover(ctx, app, lost).await
+            Box::pin(recover(ctx, app, lost)).await
         }
-        _ => start(ctx, app, 0).await,
+        _ => Box::pin(start(ctx, app, 0)).await,
     }
 }
 
@@ -123,24 +129,31 @@ async fn gone(ctx: &Context, app: MigratableApp, place: &Place) -> Result<Durati
     }
     match found.pod {
         // It was written down and not created yet.
-        None if not_made_yet => created(ctx, app, name).await,
+        None if not_made_yet => Box::pin(created(ctx, app, name)).await,
+        pod if restart::is_wanted(&app) => {
+            if pod.is_some() {
+                delete_pod(ctx, &app, place).await?;
+            }
+            let round = next_round(&app, name);
+            Box::pin(restart::start_over(ctx, app, round)).await
+        }
         Some(pod) if completed(&pod) => complete(ctx, &app).await,
         Some(pod) if ended_by_itself(&pod) => {
             let note = "the restored processes have ended by themselves; the application is started again";
             ctx.event(&app, EventType::Warning, "Ended", note).await;
             delete_pod(ctx, &app, place).await?;
-            start(ctx, app.clone(), next_round(&app, name)).await
+            Box::pin(start(ctx, app.clone(), next_round(&app, name))).await
         }
         pod => {
             if status.checkpoint_status.is_some() {
-                return recover(ctx, app, place.clone()).await;
+                return Box::pin(recover(ctx, app, place.clone())).await;
             }
             let note = "its pod is gone and it has no checkpoint; it is started again";
             ctx.event(&app, EventType::Warning, "Lost", note).await;
             if pod.is_some() {
                 delete_pod(ctx, &app, place).await?;
             }
-            start(ctx, app.clone(), next_round(&app, name)).await
+            Box::pin(start(ctx, app.clone(), next_round(&app, name))).await
         }
     }
 }
@@ -239,11 +252,17 @@ async fn present(
     {
         return Ok(rest);
     }
+    if seen == PodSeen::Ready
+        && let Some(rest) = Box::pin(restart::asked(ctx, app, pod)).await?
+    {
+        return Ok(rest);
+    }
     let mut status = app.status.clone().unwrap_or_default();
     status.observed_generation = app.metadata.generation;
     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
     status.current_node = node.or(status.current_node);
     run_state(&mut status, pod, seen);
+    Box::pin(restart::tell(ctx, app, &mut status)).await;
     if seen == PodSeen::Ready {
         let checkpoint = checkpoints::look(ctx, app, pod, &mut status).await;
         if let Some(settled) = nothing_runs(ctx, app) {
@@ -253,6 +272,7 @@ async fn present(
         let moved = migratable::look(ctx, app, pod, &mut status).await?;
         again = again.min(checkpoint).min(moved);
         refresh_certificate(ctx, app).await;
+        Box::pin(network::keep(ctx, app)).await;
     } else {
         let message = "its pod is not ready";
         set(&mut status, condition::MIGRATABLE, Some(false), "NotReady", message, now());

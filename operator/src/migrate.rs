@@ -23,7 +23,7 @@ use crate::{
     context::{Context, FIELD_MANAGER},
     error::{Error, is},
     injection,
-    migration::{Decision, Effect, OperationSeen, PodSeen, decide, since},
+    migration::{Decision, Effect, FailureKind, OperationSeen, PodSeen, decide, since},
     observe::{self, Look, now},
     status::with_migration,
     trigger::{self, CANCEL_ANNOTATION},
@@ -43,7 +43,7 @@ pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp
     for _ in 0..IN_A_ROW {
         let Some(written) = migration_of(&app) else { return Ok((app, None)) };
         let limits = &ctx.settings.limits;
-        let seen = observe::see(ctx, &app, written, Look::Cached).await?;
+        let seen = Box::pin(observe::see(ctx, &app, written, Look::Cached)).await?;
         match decide(written, &seen, limits, now()) {
             Decision::Over => return Ok((app, None)),
             Decision::Wait(time) => return Ok((app, Some(time))),
@@ -51,13 +51,14 @@ pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp
         }
         app = fresh(ctx, &app).await?;
         let Some(written) = migration_of(&app) else { return Ok((app, None)) };
-        let mut seen = observe::see(ctx, &app, written, Look::Fresh).await?;
+        let mut seen = Box::pin(observe::see(ctx, &app, written, Look::Fresh)).await?;
         let mut decision = decide(written, &seen, limits, now());
         if let Decision::Do(effect) = decision {
             match Box::pin(act::act(ctx, &app, written, effect)).await? {
                 Outcome::Done => return Ok((app, Some(limits.look / 10))),
                 Outcome::Refused(failure) if effect == Effect::CreateTarget => {
                     seen.target = PodSeen::Ended;
+                    seen.superseded = failure.kind == FailureKind::Refused;
                     seen.refused = Some(failure.message);
                     decision = decide(written, &seen, limits, now());
                 }
@@ -80,7 +81,7 @@ pub async fn migrate(ctx: &Context, app: MigratableApp) -> Result<(MigratableApp
 /// Where the application runs, its pod counts, and no other.
 async fn tell_where_it_runs(ctx: &Context, app: &MigratableApp) -> Result<(), Error> {
     let runs = migration_of(app).filter(|written| written.resumed_at.is_some());
-    if let Some(written) = migration_of(app).filter(|_| app.spec.injection.is_some()) {
+    if let Some(written) = migration_of(app) {
         Box::pin(injection::hide_source(ctx, app, written)).await?;
     }
     let Some(target) = runs.and_then(|written| written.target.as_ref()) else { return Ok(()) };

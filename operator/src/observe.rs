@@ -4,7 +4,7 @@
 //! API server itself, and is what everything that changes something is decided by.
 
 use k8s_openapi::{
-    api::core::v1::{ContainerState, Node, Pod},
+    api::core::v1::{ContainerState, Node, Pod, PodTemplateSpec},
     jiff::Timestamp,
 };
 use kube::{Api, ResourceExt, runtime::reflector::ObjectRef};
@@ -13,7 +13,7 @@ use migration_proto::agent::Operation;
 use crate::{
     agents::{self, Agent, AgentError},
     api::{
-        APP_LABEL, MigratableApp, MigratableAppStatus, MigrationPolicy, PodOwner,
+        APP_LABEL, MigratableApp, MigratableAppStatus, MigrationPolicy, PodOwner, Program,
         migration::{Migration, MigrationStage, Place},
     },
     context::Context,
@@ -21,7 +21,9 @@ use crate::{
     injection,
     migration::{FailureKind, Handover, OperationSeen, PodSeen, Residency, Seen},
     placement::{self, Wanted},
-    pods::{AGENT, INJECTED_ANNOTATION, MIGRATION_ANNOTATION, ROLE_ANNOTATION, container_of},
+    pods::{
+        AGENT, INJECTED_ANNOTATION, MIGRATION_ANNOTATION, ROLE_ANNOTATION, TEMPLATE_ANNOTATION, container_of,
+    },
     trigger::{self, CANCEL_ANNOTATION, PRESERVE_ANNOTATION},
 };
 
@@ -52,6 +54,17 @@ pub fn is_of(app: &MigratableApp, pod: &Pod) -> bool {
         || (app.spec.injection.is_some()
             && pod.annotations().contains_key(INJECTED_ANNOTATION)
             && pod.labels().get(APP_LABEL) == Some(&app.name_any()))
+}
+
+/// Whether a pod is a new run of an application that somebody else's controller has made, and of another program: another version was rolled
+/// out, to which no checkpoint of the one before can be given.
+pub fn supersedes(app: &MigratableApp, pod: &Pod) -> bool {
+    let told = pod.annotations().get(TEMPLATE_ANNOTATION);
+    let template = told.and_then(|told| serde_json::from_str::<PodTemplateSpec>(told).ok());
+    let anew = pod.annotations().get(ROLE_ANNOTATION).is_some_and(|role| role == "launched");
+    let name = app.spec.container_name();
+    let other = |new: PodTemplateSpec| Program::of(&new, name) != Program::of(&app.spec.template, name);
+    anew && is_of(app, pod) && template.is_some_and(other)
 }
 
 /// Whether a pod is the one that is meant, and not another that has its name.
@@ -165,6 +178,7 @@ pub async fn see(ctx: &Context, app: &MigratableApp, written: &Migration, look: 
         cancel: trigger::is_set(app.annotations(), CANCEL_ANNOTATION)
             || app.metadata.deletion_timestamp.is_some(),
         preserve_source: trigger::is_set(app.annotations(), PRESERVE_ANNOTATION),
+        on_demand: app.spec.storage.prefetch_workers() == Some(0),
         ..Seen::default()
     };
     let stage = written.stage;
@@ -181,12 +195,19 @@ pub async fn see(ctx: &Context, app: &MigratableApp, written: &Migration, look: 
     let name = ctx.full_name(app);
     let dumps = written.operation.is_some() && before;
     let returns = stage == MigrationStage::ChoosingTarget && !before;
+    let mut source_has = Vec::new();
     if before && !stage.is_over() || dumps || returns {
-        ask_source(ctx, app, &name, written, &source, &mut seen).await;
+        source_has = Box::pin(ask_source(ctx, app, &name, written, &source, &mut seen)).await;
     }
     let restores = written.operation.is_some() && !before;
     if stage == MigrationStage::Preparing || restores || stage == MigrationStage::Filling {
-        ask_target(ctx, app, &name, written, &target, &mut seen).await;
+        let target_has = Box::pin(ask_target(ctx, app, &name, written, &target, &mut seen)).await;
+        if let Some(lack) = lack(&source_has, &target_has) {
+            // Nothing has been restored into it, nor will be.
+            seen.target = PodSeen::Ended;
+            seen.refused =
+                Some(format!("the target's CPU has no {lack}, which the source's has, and programs may use"));
+        }
     }
     if let Some(handover) = &written.handover_id {
         ask_handover(ctx, app, &name, handover, written, &source, &mut seen).await;
@@ -204,6 +225,14 @@ pub async fn see(ctx: &Context, app: &MigratableApp, written: &Migration, look: 
     Ok(seen)
 }
 
+/// The CPU features that a target lacks; nothing where one of the two is not known.
+fn lack(source: &[String], target: &[String]) -> Option<String> {
+    let missing: Vec<&str> =
+        source.iter().filter(|feature| !target.contains(feature)).map(String::as_str).collect();
+    (!target.is_empty() && !missing.is_empty()).then(|| missing.join(", "))
+}
+
+/// Gives the features of its CPU, where it was asked for them.
 async fn ask_source(
     ctx: &Context,
     app: &MigratableApp,
@@ -211,22 +240,22 @@ async fn ask_source(
     written: &Migration,
     source: &Found,
     seen: &mut Seen,
-) {
+) -> Vec<String> {
     let Some(agent) = agent_of(ctx, app, source).await else {
         seen.source = silent(seen.source);
-        return;
+        return Vec::new();
     };
     match (&written.operation, written.source_has_stopped()) {
         (Some(operation), false) => match agent.operations(name).await {
             Ok(known) => seen.operation = find_operation(&known, operation),
             Err(error) => seen.source = unanswered(name, &error, seen.source),
         },
-        _ => {
-            if let Err(error) = agent.status().await {
-                seen.source = unanswered(name, &error, seen.source);
-            }
-        }
+        _ => match agent.status().await {
+            Ok(status) => return status.cpu_features,
+            Err(error) => seen.source = unanswered(name, &error, seen.source),
+        },
     }
+    Vec::new()
 }
 
 async fn ask_target(
@@ -236,17 +265,17 @@ async fn ask_target(
     written: &Migration,
     target: &Found,
     seen: &mut Seen,
-) {
+) -> Vec<String> {
     let Some(agent) = agent_of(ctx, app, target).await else {
         seen.target = silent(seen.target);
-        return;
+        return Vec::new();
     };
     if let Some(operation) = written.operation.as_ref().filter(|_| written.source_has_stopped()) {
         match agent.operations(name).await {
             Ok(known) => seen.operation = find_operation(&known, operation),
             Err(error) => seen.target = unanswered(name, &error, seen.target),
         }
-        return;
+        return Vec::new();
     }
     match agent.status().await {
         Ok(status) => {
@@ -257,9 +286,11 @@ async fn ask_target(
             {
                 seen.target = PodSeen::Starting;
             }
+            return status.cpu_features;
         }
         Err(error) => seen.target = unanswered(name, &error, seen.target),
     }
+    Vec::new()
 }
 
 /// What became of the processes that are stopped at the source. Taking them back is asking for it: it is written down that

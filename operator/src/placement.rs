@@ -1,8 +1,10 @@
 //! Where an application may be moved to, best node first.
 //!
 //! What always holds: a node that is given is ready, takes new pods, is not about to vanish, has the labels the policy asks for,
-//! the source's architecture, and roughly the room. Whether a pod fits in every detail is the scheduler's to say; a node it
+//! the source's architecture, a CPU with all that the source's has where labels tell of both, and roughly the room. Whether a pod fits in every detail is the scheduler's to say; a node it
 //! refuses is a failed try like any other.
+
+mod cpu;
 
 use std::collections::BTreeMap;
 
@@ -12,6 +14,8 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
+use self::cpu::Likeness;
+pub use self::cpu::lacks_features;
 use crate::{api::MigrationPolicy, migration::spread};
 
 /// The taint of a node that is about to vanish.
@@ -63,10 +67,10 @@ pub fn nodes<'a>(
 ) -> Vec<String> {
     let all: Vec<&Node> = nodes.into_iter().collect();
     let architecture = |node: &Node| node.labels().get("kubernetes.io/arch").cloned();
-    let source_architecture =
-        all.iter().find(|node| node.name_any() == wanted.source).and_then(|node| architecture(node));
+    let source = all.iter().copied().find(|node| node.name_any() == wanted.source);
+    let source_architecture = source.and_then(architecture);
     let need = Room::of_pod(wanted.spec);
-    let mut fitting: Vec<(bool, String)> = Vec::new();
+    let mut fitting: Vec<(bool, Likeness, String)> = Vec::new();
     for node in all {
         let name = node.name_any();
         let same = source_architecture.is_none() || architecture(node) == source_architecture;
@@ -81,17 +85,21 @@ pub fn nodes<'a>(
         {
             continue;
         }
+        let Some(likeness) = source.map_or(Some(Likeness::Unknown), |source| cpu::likeness(source, node))
+        else {
+            continue;
+        };
         let free = free(node, pods);
         if free.cpu < need.cpu || free.memory < need.memory || free.pods < 1 {
             continue;
         }
         let avoided = wanted.policy.prefer_on_demand() && is_interruptible(node, wanted.interruptible_label);
-        fitting.push((avoided, name));
+        fitting.push((avoided, likeness, name));
     }
     // All of a node's applications move at once and cannot see where the others go: each has an order of its own.
     let order = |name: &str| spread(&format!("{}-{name}", wanted.uid), u64::MAX);
-    fitting.sort_by_cached_key(|(avoided, name)| (*avoided, order(name), name.clone()));
-    fitting.into_iter().map(|(_, name)| name).collect()
+    fitting.sort_by_cached_key(|(avoided, likeness, name)| (*avoided, *likeness, order(name), name.clone()));
+    fitting.into_iter().map(|(_, _, name)| name).collect()
 }
 
 /// Whether a node is about to vanish, or is not to be used any more.

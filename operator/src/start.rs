@@ -8,7 +8,7 @@ use kube::{ResourceExt, runtime::events::EventType};
 
 use crate::{
     act::{NotMade, create_pod},
-    api::{MigratableApp, Phase},
+    api::{MigratableApp, MigratableAppStatus, Phase, Program},
     context::Context,
     error::Error,
     migrate::persist,
@@ -23,9 +23,32 @@ use crate::{
 /// # Errors
 /// When the API server does not answer.
 pub async fn start(ctx: &Context, app: MigratableApp, round: u32) -> Result<Duration, Error> {
+    let status = app.status.clone().unwrap_or_default();
+    Box::pin(started(ctx, app, round, status)).await
+}
+
+/// As [`start`], when somebody wants it although there are checkpoints: they are of another run.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_over(ctx: &Context, app: MigratableApp, round: u32) -> Result<Duration, Error> {
+    let mut status = app.status.clone().unwrap_or_default();
+    status.checkpoint_status = None;
+    status.restarted = Some(true);
+    Box::pin(started(ctx, app, round, status)).await
+}
+
+async fn started(
+    ctx: &Context,
+    app: MigratableApp,
+    round: u32,
+    mut status: MigratableAppStatus,
+) -> Result<Duration, Error> {
     let uid = app.metadata.uid.clone().unwrap_or_default();
     let name = pod_name(&app, round);
-    let mut status = app.status.clone().unwrap_or_default();
+    if app.spec.injection.is_none() {
+        status.program = Program::of(&app.spec.template, app.spec.container_name());
+    }
     status.observed_generation = app.metadata.generation;
     status.current_pod_name = Some(name.clone());
     status.current_pod_mark = None;

@@ -24,6 +24,8 @@ pub mod condition {
     pub const CHECKPOINTED: &str = "Checkpointed";
     /// It is being moved.
     pub const MIGRATING: &str = "Migrating";
+    /// What runs is what the template says.
+    pub const UP_TO_DATE: &str = "UpToDate";
     /// It could be moved now.
     pub const MIGRATABLE: &str = "Migratable";
 }

@@ -19,6 +19,8 @@ pub const ADVICE_ANNOTATION: &str = "migration.io/advice";
 pub const RETRY_ANNOTATION: &str = "migration.io/retry";
 /// Annotation on a MigratableApp: `requested` has the migration that is under way cancelled.
 pub const CANCEL_ANNOTATION: &str = "migration.io/cancel";
+/// Annotation on a MigratableApp: `requested` has the application started anew, as the template is now, after a last checkpoint.
+pub const RESTART_ANNOTATION: &str = "migration.io/restart";
 /// Annotation on a MigratableApp: the pod an application was moved from is kept.
 pub const PRESERVE_ANNOTATION: &str = "migration.io/debug-preserve-source-pod";
 

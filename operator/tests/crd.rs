@@ -240,7 +240,21 @@ async fn an_invalid_spec_is_refused_with_the_field_and_the_fix() {
             "spec.storage.credentialsSecret",
             &["without its namespace"],
         ),
-        (&[("spec.storage.expressOneZone", json!(true))], "spec.storage.expressOneZone", &["--x-s3"]),
+        (
+            &[("spec.storage.expressOneZone", json!(true))],
+            "spec.storage.expressOneZone",
+            &["general purpose bucket"],
+        ),
+        (
+            &[("spec.storage.bucket", json!("b--use1-az4--x-s3"))],
+            "spec.storage.bucket",
+            &["general purpose bucket"],
+        ),
+        (
+            &[("spec.storage.asyncPrefetch", json!(false)), ("spec.migrationPolicy", direct.clone())],
+            "spec.storage.asyncPrefetch",
+            &["use lazy-storage"],
+        ),
         (
             &[("spec.storage.compress", json!(false)), ("spec.storage.compressLevel", json!(3))],
             "spec.storage.compressLevel",

@@ -5,7 +5,7 @@ mod support;
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{ResourceExt, api::DeleteParams};
 use migration_operator::api::{MigratableAppStatus, Phase, migration::MigrationStage as Stage};
 use migration_proto::agent::{OperationKind, Reason};
@@ -416,5 +416,56 @@ async fn an_object_that_is_deleted_leaves_its_pod_and_a_deployment_that_is_delet
         }
     };
     timeout(PATIENCE, none).await.expect("no pod is left");
+    place.assert_nothing_ran_twice();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_is_rolled_out_during_a_migration_does_not_wait_for_the_memory_of_the_one_before() {
+    let place = Deployed::new("superseded", json!({})).await;
+    let _operator = place.operator().await;
+    place.stateful("db", 1).await;
+    place.until_running("db", 1).await;
+    // The pod is a checkpoint, and the StatefulSet makes the next one of another version.
+    place.scene.world.lock().pace = Duration::from_millis(1500);
+    place.scene.trigger("db-0").await;
+    place.scene.until_stage("db-0", Stage::Dumping).await;
+    let main = json!({"name": "main", "image": "redis:8", "command": ["redis-server"]});
+    let change = kube::api::Patch::Strategic(json!({"spec": {"template": {"spec": {"containers": [main]}}}}));
+    place.stateful_sets().patch("db", &Default::default(), &change).await.unwrap();
+    let newer = async {
+        loop {
+            let pods = place.pods("db").await;
+            let image = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.containers[0].image.clone());
+            let ready = |pod: &Pod| {
+                let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+                conditions.into_iter().flatten().any(|one| one.type_ == "Ready" && one.status == "True")
+            };
+            if let [pod] = &pods[..]
+                && image(pod).as_deref() == Some("redis:8")
+                && ready(pod)
+            {
+                return pod.clone();
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let newer = timeout(PATIENCE, newer).await.expect("the new version runs");
+    place.scene.world.lock().pace = Duration::from_millis(50);
+    let after = place.until_running("db", 1).await;
+    assert_eq!(after, ["db-0"]);
+    let world = place.world("db-0");
+    assert_eq!(
+        (world.launches, &world.runs),
+        (2, &vec![ip(&newer)]),
+        "{:?}",
+        place.scene.events("db-0").await
+    );
+    let template = place.scene.apps().get("db-0").await.unwrap().spec.template;
+    assert_eq!(template.spec.unwrap().containers[0].image.as_deref(), Some("redis:8"));
+    // It is the new version that moves from now on.
+    let history = place.scene.status("db-0").await.migration_history.len();
+    place.scene.trigger("db-0").await;
+    let moved = place.scene.until_over("db-0", history + 1).await;
+    assert_eq!(moved.migration.as_ref().unwrap().stage, Stage::Succeeded, "{}", pretty(&moved));
     place.assert_nothing_ran_twice();
 }

@@ -213,6 +213,8 @@ fn every_case(mut check: impl FnMut(&Migration, &Seen)) -> usize {
                                         target_doomed: bit(1),
                                         target_node: Some("b".to_owned()),
                                         refused: None,
+                                        superseded: target == PodSeen::Ended && bit(4),
+                                        on_demand: bit(3),
                                         source_released: bit(4),
                                         nodes: if bit(2) { vec!["b".into(), "c".into()] } else { Vec::new() },
                                         operation: operation.clone(),
@@ -500,4 +502,48 @@ fn a_damaged_checkpoint_makes_the_one_before_it_be_restored() {
     let Decision::Record(next) = decide(&next, &seen, &Limits::default(), at(3)) else { panic!() };
     assert_eq!(next.stage, Stage::Failed);
     assert!(next.message.as_ref().is_some_and(|text| text.contains("C1")), "{next:?}");
+}
+
+#[test]
+fn pages_that_come_only_on_demand_are_not_waited_for_unless_they_come_from_the_source() {
+    let filling = Migration {
+        target: Some(place("b")),
+        source_stopped: Some(true),
+        checkpoint_id: Some("C2".to_owned()),
+        resumed_at: Some(MicroTime(at(1))),
+        ..migration(Stage::Filling)
+    };
+    let (target, residency) = (PodSeen::Ready, Residency::Arriving);
+    let seen = Seen { source: PodSeen::Ready, target, residency, on_demand: true, ..Seen::default() };
+    let limits = Limits::default();
+    let Decision::Record(next) = decide(&filling, &seen, &limits, at(2)) else { panic!() };
+    assert_eq!((next.stage, next.resident_at), (Stage::RemovingSource, None));
+    let handed = Migration { handover_id: Some("H".to_owned()), ..filling.clone() };
+    assert!(matches!(decide(&handed, &seen, &limits, at(2)), Decision::Wait(_)));
+    let filled = Seen { on_demand: false, ..seen };
+    assert!(matches!(decide(&filling, &filled, &limits, at(2)), Decision::Wait(_)));
+}
+
+#[test]
+fn what_another_version_has_taken_the_place_of_is_not_tried_again() {
+    let mark = |number: u32| Some(format!("0123456789abcdef-{number}"));
+    let preparing = Migration {
+        target_made_by: Some(TargetMadeBy::StatefulSet),
+        target: Some(Place { mark: mark(1), ..place("a") }),
+        source_stopped: Some(true),
+        checkpoint_id: Some("C2".to_owned()),
+        ..migration(Stage::Preparing)
+    };
+    let refused = Some("another version was rolled out".to_owned());
+    let (source, target) = (PodSeen::Gone, PodSeen::Ended);
+    let seen = Seen { source, target, refused, superseded: true, ..Seen::default() };
+    let limits = Limits::default();
+    let Decision::Record(over) = decide(&preparing, &seen, &limits, at(2)) else { panic!() };
+    assert_eq!((over.stage, over.checkpoint_id.as_deref()), (Stage::Failed, Some("C2")));
+    assert!(over.message.unwrap().contains("another version was rolled out"));
+    let Decision::Record(again) = decide(&preparing, &Seen { superseded: false, ..seen }, &limits, at(2))
+    else {
+        panic!()
+    };
+    assert_ne!(again.stage, Stage::Failed);
 }

@@ -85,6 +85,8 @@ struct Story {
     strategy: MigrationStrategy,
     deadline_s: Option<u64>,
     checkpoint_before: bool,
+    /// Pages come only when they are touched.
+    on_demand: bool,
     /// By tick.
     events: Vec<(u64, Happens)>,
 }
@@ -105,8 +107,8 @@ fn story() -> impl Generator<Value = Story> {
         1 => Just(Some(TargetMadeBy::ReplicaSet)),
         1 => Just(Some(TargetMadeBy::StatefulSet)),
     ];
-    (maker, strategy, deadline, any::<bool>(), events).prop_map(
-        |(maker, strategy, deadline_s, checkpoint_before, events)| Story {
+    (maker, strategy, deadline, any::<bool>(), any::<bool>(), events).prop_map(
+        |(maker, strategy, deadline_s, checkpoint_before, on_demand, events)| Story {
             maker,
             // Nothing can be handed over to what does not exist yet.
             strategy: match maker {
@@ -115,6 +117,7 @@ fn story() -> impl Generator<Value = Story> {
             },
             deadline_s,
             checkpoint_before,
+            on_demand,
             events,
         },
     )
@@ -169,6 +172,7 @@ struct World {
     stopped: Option<Stopped>,
     checkpoints: Vec<String>,
     filling_until: u64,
+    on_demand: bool,
     cancel: bool,
     fails_dump: Vec<FailureKind>,
     fails_restore: Vec<FailureKind>,
@@ -217,6 +221,7 @@ impl World {
             stopped: None,
             checkpoints: if story.checkpoint_before { vec!["P0".into()] } else { Vec::new() },
             filling_until: 0,
+            on_demand: story.on_demand,
             cancel: false,
             fails_dump: Vec::new(),
             fails_restore: Vec::new(),
@@ -426,6 +431,8 @@ impl World {
             target_node: (target != PodSeen::Gone && written.target_made_by.is_some())
                 .then(|| "b".to_owned()),
             refused: None,
+            superseded: false,
+            on_demand: self.on_demand,
             source_released: self.released && source != PodSeen::Gone,
             nodes: NODES.iter().filter(usable).map(|&node| node.to_owned()).collect(),
             operation,
@@ -719,8 +726,14 @@ fn with_nothing_in_its_way_every_application_moves_whoever_makes_its_pods() {
     let makers = [None, Some(TargetMadeBy::ReplicaSet), Some(TargetMadeBy::StatefulSet)];
     for (maker, unhooked) in makers.into_iter().flat_map(|maker| [(maker, 0), (maker, 1)]) {
         let strategy = MigrationStrategy::LazyStorage;
-        let mut story =
-            Story { maker, strategy, deadline_s: None, checkpoint_before: true, events: Vec::new() };
+        let mut story = Story {
+            maker,
+            strategy,
+            deadline_s: None,
+            checkpoint_before: true,
+            on_demand: false,
+            events: Vec::new(),
+        };
         story.events.extend((0..unhooked).map(|_| (0, Happens::Unhooked)));
         let limits = Limits { look: Duration::from_millis(TICK_MS), ..Limits::default() };
         let mut world = World::new(&story);

@@ -4,9 +4,14 @@ mod support;
 
 use std::time::Duration;
 
-use migration_operator::api::{
-    Phase,
-    migration::{MigrationStage as Stage, TriggeredBy},
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::ResourceExt;
+use migration_operator::{
+    api::{
+        MigratableAppStatus, Phase,
+        migration::{MigrationStage as Stage, TriggeredBy},
+    },
+    context::Settings,
 };
 use migration_proto::agent::{OperationKind, Reason};
 use serde_json::json;
@@ -414,8 +419,9 @@ async fn a_hundred_applications_move_at_once_within_one_deadline() {
 async fn a_source_stays_as_long_as_somebody_wants_to_look_at_it() {
     let scene = Scene::new("preserved").await;
     let _operator = scene.operator();
-    scene.create("app", json!({})).await;
+    scene.create("app", json!({"template": {"metadata": {"labels": {"tier": "db"}}}})).await;
     let source = scene.until_running("app").await.current_pod_name.unwrap();
+    assert_eq!(scene.pods().get(&source).await.unwrap().labels()["tier"], "db");
     scene.annotate_app("app", json!({"migration.io/debug-preserve-source-pod": "true"})).await;
     scene.trigger("app").await;
     let after = scene.until_over("app", 1).await;
@@ -423,7 +429,111 @@ async fn a_source_stays_as_long_as_somebody_wants_to_look_at_it() {
     sleep(Duration::from_secs(2)).await;
     let kept = scene.pods().get(&source).await.unwrap();
     assert!(kept.metadata.deletion_timestamp.is_none());
+    // Services find the application where it runs, and not where it was.
+    let target = scene.pods().get(&after.current_pod_name.unwrap()).await.unwrap();
+    assert_eq!((kept.labels().get("tier"), target.labels()["tier"].as_str()), (None, "db"));
     assert_eq!(scene.world.app(&scene.full_name("app")).runs.len(), 1);
     scene.annotate_app("app", json!({"migration.io/debug-preserve-source-pod": null})).await;
+    scene.assert_runs_once("app").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_without_ranges_of_ports_gets_no_policy_that_would_cut_an_application_off() {
+    let scene = Scene::new("ranges").await;
+    let version = scene.client.apiserver_version().await.unwrap();
+    let knows_ranges = version.minor.trim_end_matches('+').parse::<u32>().unwrap() >= 22;
+    let _operator = scene.operator_with(Settings { network_policies: true, ..scene.settings() });
+    scene.create("app", json!({})).await;
+    scene.until_running("app").await;
+    let policies: kube::Api<NetworkPolicy> = kube::Api::namespaced(scene.client.clone(), &scene.namespace);
+    let made = policies.list(&Default::default()).await.unwrap().items;
+    let told = scene.events("app").await.contains(&"NetworkPolicyUnsupported".to_owned());
+    assert_eq!((made.len(), told), (usize::from(knows_ranges), !knows_ranges), "{made:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_whose_cpu_lacks_something_is_refused_before_anything_is_frozen() {
+    let scene = Scene::new("cpu").await;
+    let _operator = scene.operator();
+    scene.world.lock().only_there = Some("avx512f".to_owned());
+    scene.create("app", json!({})).await;
+    scene.until_running("app").await;
+    scene.trigger("app").await;
+    let after = scene.until_over("app", 1).await;
+    let migration = after.migration.clone().unwrap();
+    assert_eq!(migration.stage, Stage::Failed, "{}", pretty(&after));
+    assert!(migration.message.unwrap().contains("avx512f"), "{}", pretty(&after));
+    let world = scene.world.app(&scene.full_name("app"));
+    assert_eq!((world.dumps, world.restores, world.runs.len()), (0, 0, 1));
+    scene.assert_runs_once("app").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_whose_pages_come_only_on_demand_has_moved_when_it_runs() {
+    let scene = Scene::new("on-demand").await;
+    let _operator = scene.operator();
+    // Longer than a migration may take.
+    scene.world.lock().resident_after = Duration::from_secs(3600);
+    scene.create("app", json!({"storage": {"asyncPrefetch": false}})).await;
+    scene.until_running("app").await;
+    scene.trigger("app").await;
+    let after = scene.until_over("app", 1).await;
+    let migration = after.migration.clone().unwrap();
+    assert_eq!((migration.stage, migration.resident_at), (Stage::Succeeded, None), "{}", pretty(&after));
+    assert_eq!(scene.world.lock().prefetch, Some(0));
+    scene.assert_runs_once("app").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_template_takes_effect_when_somebody_asks_for_it_and_not_before() {
+    let scene = Scene::new("template").await;
+    let _operator = scene.operator();
+    scene.create("app", json!({})).await;
+    let first = scene.until_running("app").await.current_pod_name.unwrap();
+    let up_to_date = |status: &MigratableAppStatus| holds(status, "UpToDate");
+    scene.until("app", "up to date", up_to_date).await;
+    let container = json!({
+        "name": "main", "image": "redis:8", "command": ["redis-server"], "args": ["--save", ""],
+        "resources": {"requests": {"cpu": "10m"}}
+    });
+    let change = json!({"spec": {"template": {"spec": {"containers": [container]}}}});
+    scene.apps().patch("app", &Default::default(), &kube::api::Patch::Merge(&change)).await.unwrap();
+    scene.until("app", "told", |status| reason(status, "UpToDate") == "TemplateChanged").await;
+    assert!(scene.events("app").await.contains(&"TemplateChanged".to_owned()));
+
+    // It moves as what it is; what memory does not depend on is new.
+    scene.trigger("app").await;
+    let moved = scene.until_over("app", 1).await;
+    assert_eq!(moved.migration.as_ref().unwrap().stage, Stage::Succeeded, "{}", pretty(&moved));
+    let second = moved.current_pod_name.clone().unwrap();
+    let main = scene.pods().get(&second).await.unwrap().spec.unwrap().containers.remove(0);
+    let asked = main.resources.as_ref().and_then(|one| one.requests.as_ref()).map(|one| one["cpu"].0.clone());
+    assert_eq!((main.image.as_deref(), asked.as_deref()), (Some("redis"), Some("10m")));
+    assert!(!holds(&moved, "UpToDate") && first != second);
+
+    // A checkpoint that fails changes nothing.
+    scene.world.fate(OperationKind::PreCheckpoint, Fate::Fails(Reason::Criu));
+    scene.annotate_app("app", json!({"migration.io/restart": "requested"})).await;
+    let begun = std::time::Instant::now();
+    while !scene.events("app").await.contains(&"NotRestarted".to_owned()) {
+        assert!(begun.elapsed() < support::PATIENCE, "{:?}", scene.events("app").await);
+        sleep(Duration::from_millis(100)).await;
+    }
+    let status = scene.status("app").await;
+    assert_eq!(status.current_pod_name.as_ref(), Some(&second), "{}", pretty(&status));
+    assert!(!scene.apps().get("app").await.unwrap().annotations().contains_key("migration.io/restart"));
+
+    let saved = scene.world.app(&scene.full_name("app")).checkpoints.len();
+    scene.annotate_app("app", json!({"migration.io/restart": "requested"})).await;
+    let anew = |status: &MigratableAppStatus| {
+        status.current_pod_name.as_ref() != Some(&second) && holds(status, "Ready") && up_to_date(status)
+    };
+    let status = scene.until("app", "started anew", anew).await;
+    let third = scene.pods().get(&status.current_pod_name.unwrap()).await.unwrap();
+    assert_eq!(third.spec.unwrap().containers[0].image.as_deref(), Some("redis:8"));
+    let world = scene.world.app(&scene.full_name("app"));
+    assert_eq!((world.launches, world.restores), (2, 1));
+    assert!(world.checkpoints.len() > saved, "a last checkpoint was made");
+    assert!(!scene.apps().get("app").await.unwrap().annotations().contains_key("migration.io/restart"));
     scene.assert_runs_once("app").await;
 }

@@ -194,3 +194,19 @@ fn one_of_several_containers_is_moved_as_the_application_says() {
     assert_eq!(container(&pod, "containers", "redis"), &redis()["containers"][0]);
     assert_eq!(container(&pod, "containers", "exporter")["command"][0], "/migration/bin/migration-launch");
 }
+
+#[test]
+fn a_target_is_made_with_what_was_started_and_with_all_else_that_the_template_says_by_now() {
+    let mut app = app(redis());
+    let started = json!({"image": "redis:6", "command": ["redis-server", "--old"], "args": ["--port", "1"]});
+    app.status = Some(serde_json::from_value(json!({"program": started})).unwrap());
+    let target = built(&app, true, Role::Restore("0123"));
+    let moved = container(&target, "containers", "redis");
+    let command: Vec<&str> = moved["command"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert!(command.ends_with(&["--", "redis-server", "--old"]), "{command:?}");
+    assert_eq!((&moved["image"], &moved["args"]), (&started["image"], &started["args"]));
+    assert_eq!(moved["resources"], redis()["containers"][0]["resources"]);
+    // What is started anew is what the template says.
+    let launched = built(&app, true, Role::Launch);
+    assert_eq!(container(&launched, "containers", "redis")["image"], "redis:7");
+}

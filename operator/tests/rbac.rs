@@ -7,7 +7,10 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Pod, Secret},
+    networking::v1::NetworkPolicy,
+};
 use kube::{
     Api, Client,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
@@ -15,8 +18,11 @@ use kube::{
 use migration_kube::Cluster;
 use migration_operator::{
     api::{MigratableApp, migration::MigrationStage},
-    certificates, controller,
+    certificates,
+    context::Settings,
+    controller,
     manifests::{self, rbac},
+    network,
 };
 use serde_json::{Value, json};
 
@@ -175,6 +181,9 @@ async fn what_is_not_in_the_table_is_refused() {
         ("create", "clusterroles.rbac.authorization.k8s.io", None),
         ("create", "rolebindings.rbac.authorization.k8s.io", Some(allowed)),
         ("patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io/another", None),
+        ("list", "networkpolicies.networking.k8s.io", None),
+        ("delete", "networkpolicies.networking.k8s.io", Some(allowed)),
+        ("patch", "networkpolicies.networking.k8s.io", Some(other)),
         ("update", "leases.coordination.k8s.io/another", Some(system)),
         ("impersonate", "serviceaccounts", None),
     ] {
@@ -244,14 +253,23 @@ async fn an_application_moves_with_exactly_these_rights() {
     let client = operator(support::cluster().await, &scene.namespace, &scene.namespace).await;
     let leading = Arc::new(AtomicBool::new(true));
     let agents = Arc::new(scene.agents.clone());
-    let operator =
-        tokio::spawn(controller::run(client, agents, scene.settings(), leading, |_| {}, pending()));
+    let settings = Settings { network_policies: true, ..scene.settings() };
+    let policies: Api<NetworkPolicy> = Api::namespaced(scene.client.clone(), &scene.namespace);
+    let closed =
+        json!({"metadata": {"name": "closed"}, "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}});
+    policies.create(&PostParams::default(), &serde_json::from_value(closed).unwrap()).await.unwrap();
+    let operator = tokio::spawn(controller::run(client, agents, settings, leading, |_| {}, pending()));
     scene.create("app", json!({})).await;
     scene.until_running("app").await;
     scene.trigger("app").await;
     let after = scene.until_over("app", 1).await;
     assert_eq!(after.migration.map(|migration| migration.stage), Some(MigrationStage::Succeeded));
     assert_ne!(after.current_node, Some(scene.node("a")));
+    // Somebody else has closed its pods: only the agents' port is opened.
+    let policy = policies.get(&network::policy_name("app")).await.unwrap();
+    let app = scene.apps().get("app").await.unwrap();
+    assert_eq!(policy.spec, network::policy(&app, &scene.namespace, true).spec);
+    assert_eq!(policy.metadata.owner_references.unwrap()[0].uid, app.metadata.uid.unwrap());
     operator.abort();
 }
 

@@ -70,6 +70,7 @@ async fn place(defaults: Option<&str>) -> Place {
         agent: AgentSettings { image: "agent".to_owned(), native_sidecar: false, ..AgentSettings::default() },
         limits: Limits::default(),
         interruptible_label: None,
+        network_policies: false,
         resync: Duration::from_secs(30),
         only: None,
     };

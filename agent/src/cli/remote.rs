@@ -219,6 +219,7 @@ pub fn restore(typed: &Restore) -> Result<RestoreResult, AgentError> {
         strategy: wire_strategy(typed.strategy).into(),
         tcp_established: typed.tcp_established,
         patience_s: typed.patience,
+        prefetch_workers: typed.prefetch_workers,
         after_restore: typed.hooks.wire(&typed.after_restore),
         launcher: typed.launcher.as_deref().map(client::wire_path).transpose()?.unwrap_or_default(),
         existing_files: client::wire_existing_files(typed.existing_files).into(),

@@ -67,6 +67,10 @@ pub struct Restore {
     /// yet, before they are killed
     #[arg(long, value_name = "SECONDS", default_value_t = STORE_PATIENCE.as_secs())]
     pub patience: u64,
+    /// How many requests at a time fetch pages that nobody waits for yet [default: what suits the store]. With 0 a page comes when it is
+    /// touched, and the processes need the store as long as they live
+    #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u32).range(..=256))]
+    pub prefetch_workers: Option<u32>,
     /// Write the workload's pid here
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
@@ -138,6 +142,7 @@ pub fn restore(
     request.checkpoint = typed.checkpoint;
     request.strategy = typed.strategy;
     request.patience = Duration::from_secs(typed.patience);
+    request.prefetch = typed.prefetch_workers;
     request.page_server_log = (!in_front).then(|| page_server_log(&typed)).transpose()?;
     request.tcp_established = typed.tcp_established;
     request.existing_files = typed.existing_files;

@@ -25,7 +25,7 @@ use super::{
     wire::{self, Asked},
 };
 use crate::{
-    Agent,
+    Agent, host,
     volume::{DirtyVolume as _, FromStatistics},
 };
 
@@ -98,6 +98,7 @@ impl agent_server::Agent for Api {
             capabilities: agent.capabilities().into_iter().map(capability).collect(),
             running_operations: running as u32,
             arriving: arriving(&caller),
+            cpu_features: host::instruction_sets(),
         };
         Ok(Response::new(spawn_blocking(look).await.map_err(broken)?))
     }

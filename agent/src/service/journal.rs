@@ -88,6 +88,9 @@ pub struct Spec {
     pub hook: Option<Hook>,
     /// For how long a restored tree waits for a store; 0 for the default.
     pub patience_s: u64,
+    /// Of a restore: how many requests at a time fetch what nobody waits for yet.
+    #[serde(default)]
+    pub prefetch: Option<u32>,
     /// Of a restore: which run it is to be; 0 for the next one.
     #[serde(default)]
     pub generation: u64,
@@ -123,6 +126,7 @@ impl Spec {
             tcp_established: false,
             hook: None,
             patience_s: 0,
+            prefetch: None,
             generation: 0,
             source: None,
             launcher: String::new(),

@@ -93,6 +93,7 @@ impl TryFrom<RestoreRequest> for Asked {
             tcp_established: request.tcp_established,
             hook: checked(request.after_restore)?,
             patience_s: request.patience_s,
+            prefetch: request.prefetch_workers,
             generation: request.generation,
             source: request.source,
             launcher: launcher(request.launcher)?,

@@ -121,6 +121,8 @@ pub struct DaemonConfig {
     /// How long processes wait for what does not come, a store that cannot be reached or a server to be attached, before
     /// they are killed.
     pub patience: Duration,
+    /// How many requests at a time fetch what nobody waits for yet; what suits the store when `None`. See [`Limits::with_prefetch`].
+    pub prefetch: Option<u32>,
     /// The arguments with which this program calls [`revive`], the number of a descriptor excepted, which follows them.
     pub revival: Vec<OsString>,
     /// What to make an [`Origin`] of, where pages come from somewhere else than the store.
@@ -516,6 +518,10 @@ impl<'c> Server<'c> {
         report: impl FnOnce(),
     ) -> Result<Outcome, DaemonError> {
         let limits = Limits { store_patience: self.config.patience, ..Limits::for_store(&*self.store) };
+        let limits = match self.config.prefetch {
+            Some(requests) => limits.with_prefetch(requests),
+            None => limits,
+        };
         let config = PageServerConfig {
             store: Arc::clone(&self.store),
             manifest,

@@ -51,7 +51,7 @@ pub struct Limits {
     pub workers: usize,
     /// Bytes of one request of the background fill.
     pub unit_bytes: u64,
-    /// Bytes of the background fill that are on their way or wait for a worker.
+    /// Bytes of the background fill that are on their way or wait for a worker; 0 for no such fill.
     pub ahead_bytes: u64,
     /// How long a store that cannot be reached, or refuses, is asked again before the processes are given up. They run
     /// meanwhile, and wait only where they touch a missing page.
@@ -70,6 +70,17 @@ impl Limits {
             ahead_bytes,
             store_patience: STORE_PATIENCE,
         }
+    }
+
+    /// With this many requests of the background fill at a time. With 0 only pages that are waited for are fetched, and the server is
+    /// needed as long as the processes live.
+    pub fn with_prefetch(self, requests: u32) -> Self {
+        const MOST_REQUESTS: u32 = 256;
+        /// So many requests of the usual size would take too much memory: each is smaller then.
+        const MOST_AHEAD: u64 = 256 << 20;
+        let requests = u64::from(requests.min(MOST_REQUESTS));
+        let unit_bytes = self.unit_bytes.min(MOST_AHEAD / requests.max(1));
+        Self { unit_bytes, ahead_bytes: unit_bytes * requests, ..self }
     }
 }
 
@@ -253,7 +264,11 @@ impl Filler {
                     return;
                 }
                 let needed = |frame| self.spaces.need(&self.layout, frame);
-                let Some(unit) = frames.next_unit(&self.layout, limit, needed) else {
+                let unit = match self.limits.ahead_bytes {
+                    0 => None,
+                    _ => frames.next_unit(&self.layout, limit, needed),
+                };
+                let Some(unit) = unit else {
                     if frames.undelivered() == 0 {
                         self.wake_event_thread();
                     }

@@ -32,6 +32,8 @@ pub struct Saved {
     revival: Vec<OsString>,
     /// Not in what versions before knew of none have left.
     #[serde(default)]
+    prefetch: Option<u32>,
+    #[serde(default)]
     origin: Option<String>,
     #[serde(default)]
     anchor: Option<String>,
@@ -57,6 +59,7 @@ impl Saved {
             restores: config.restores.iter().map(restore).collect(),
             json: config.json,
             patience: config.patience,
+            prefetch: config.prefetch,
             revival: config.revival.clone(),
             origin: config.origin.clone(),
             anchor: config.anchor.clone(),
@@ -95,6 +98,7 @@ impl Saved {
             restores: saved.restores.into_iter().map(restore).collect::<io::Result<_>>()?,
             json: saved.json,
             patience: saved.patience,
+            prefetch: saved.prefetch,
             revival: saved.revival,
             origin: saved.origin,
             anchor: saved.anchor,
@@ -136,6 +140,7 @@ mod tests {
             ],
             json: true,
             patience: Duration::from_millis(1500),
+            prefetch: Some(0),
             revival: vec!["guardian".into(), "--state".into()],
             origin: Some("elsewhere".to_owned()),
             anchor: Some("outside".to_owned()),

@@ -5,9 +5,9 @@ use std::{
     time::Duration,
 };
 
-use lazy_pages::format::Vma;
+use lazy_pages::{format::Vma, server::Limits};
 
-use crate::support::{Answer, BASE, PID, Served, Target, area, stored_pages};
+use crate::support::{Answer, BASE, PID, Served, Target, TestStore, area, stored_pages};
 
 const B: u64 = BASE;
 
@@ -211,4 +211,29 @@ fn a_process_that_executes_another_program_needs_nothing_more() {
     target.tell("exec");
     assert_eq!(target.signal(), None);
     assert!(matches!(served.outcome(), lazy_pages::server::Outcome::TreeGone(_)), "{:?}", served.outcome());
+}
+
+#[test]
+fn without_a_background_fill_only_what_is_touched_is_fetched() {
+    let areas = [area(B, 4096)];
+    let on_demand = |limits: &mut Limits| *limits = limits.clone().with_prefetch(0);
+    let served = Served::with(&[(PID, areas.to_vec())], &[], |_| {}, on_demand);
+    let mut target = served.restored(&areas);
+    target.ok(&format!("check {B} 8 {B}"));
+    assert_eq!(served.server.wait_timeout(Duration::from_millis(500)), None);
+    let missing = served.server.stats().missing_pages;
+    assert!(missing > stored_pages(B, 4096) / 2, "{missing} pages are missing");
+    target.ok(&format!("check {B} 4096 {B}"));
+    served.assert_resident();
+}
+
+#[test]
+fn many_requests_at_a_time_take_no_more_memory_than_they_may() {
+    let usual = Limits { unit_bytes: 4 << 20, ..Limits::for_store(&*TestStore::new()) };
+    let four = usual.clone().with_prefetch(4);
+    assert_eq!((four.unit_bytes, four.ahead_bytes), (4 << 20, 16 << 20));
+    for requests in [256, u32::MAX] {
+        let many = usual.clone().with_prefetch(requests);
+        assert_eq!((many.unit_bytes, many.ahead_bytes), (1 << 20, 256 << 20));
+    }
 }

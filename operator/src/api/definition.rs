@@ -122,6 +122,11 @@ pub(super) fn spec_rules() -> Value {
              || !has(self.checkpointPolicy) || !has(self.checkpointPolicy.paths) || self.checkpointPolicy.paths.size() == 0",
             "spec.migrationPolicy.strategy lazy-direct and lazy-hybrid carry memory only: remove spec.checkpointPolicy.paths, or use lazy-storage or full",
         ),
+        rule(
+            "!has(self.migrationPolicy) || !has(self.migrationPolicy.strategy) || !(self.migrationPolicy.strategy in ['lazy-direct', 'lazy-hybrid']) \
+             || !has(self.storage.asyncPrefetch) || self.storage.asyncPrefetch",
+            "spec.storage.asyncPrefetch: false would keep the source of lazy-direct and lazy-hybrid for ever: remove it, or use lazy-storage",
+        ),
     ])
 }
 
@@ -188,8 +193,12 @@ pub(super) fn storage_rules() -> Value {
             "spec.storage.endpoint is needed with type minio: set it to the server's URL, like http://minio.storage:9000",
         ),
         rule(
-            "!has(self.expressOneZone) || !self.expressOneZone || (self.type == 's3' && self.bucket.endsWith('--x-s3'))",
-            "spec.storage.expressOneZone needs type s3 and a directory bucket, whose name ends in --x-s3: remove it or name such a bucket",
+            "!has(self.expressOneZone) || !self.expressOneZone",
+            "spec.storage.expressOneZone is not supported: remove it, and name a general purpose bucket of the same region",
+        ),
+        rule(
+            "self.type != 's3' || !self.bucket.endsWith('--x-s3')",
+            "spec.storage.bucket is a directory bucket of S3 Express One Zone, which is not supported: name a general purpose bucket of the same region",
         ),
         rule(
             "!has(self.compressLevel) || !has(self.compress) || self.compress",

@@ -31,6 +31,7 @@ mod definition;
 mod injection;
 pub mod migration;
 mod migration_policy;
+mod program;
 mod status;
 mod storage;
 
@@ -38,6 +39,7 @@ pub use checkpoint_policy::{CheckpointPolicy, DeadlineScheduler};
 pub use definition::definition;
 pub use injection::{Injection, PodOwner};
 pub use migration_policy::{MigrationPolicy, Quiesce};
+pub use program::Program;
 pub use status::{CheckpointStatus, MIGRATION_HISTORY_LIMIT, MigratableAppStatus, MigrationRecord, Phase};
 pub use storage::{Storage, StorageType};
 

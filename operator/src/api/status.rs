@@ -5,7 +5,7 @@ use kube::core::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::migration::Migration;
+use super::{Program, migration::Migration};
 
 /// How many past migrations are reported; older ones are forgotten.
 pub const MIGRATION_HISTORY_LIMIT: usize = 10;
@@ -32,6 +32,12 @@ pub struct MigratableAppStatus {
     /// What tells that pod from others of its name, as in `migration.source.mark`; absent where no two pods have one name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_pod_mark: Option<String>,
+    /// What its processes were started from, where this object makes its pods: a change of `spec.template` takes effect at the next start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<Program>,
+    /// Whether they were started anew because somebody asked for that: checkpoints from before are of another run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarted: Option<bool>,
     /// The newest checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_status: Option<CheckpointStatus>,

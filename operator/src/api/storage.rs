@@ -37,10 +37,12 @@ pub struct Storage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048), extend("x-kubernetes-validations" = definition::url_rules("downloadEndpoint")))]
     pub download_endpoint: Option<String>,
-    /// Whether pages nobody waits for are fetched in the background. Nothing honours it yet: they always are.
+    /// Whether pages nobody waits for are fetched in the background. With `false` a page comes when it is touched, and never before: the
+    /// application needs the store, and its page server, as long as it lives, and a migration is over as soon as it runs at the
+    /// target. Means nothing with the strategy `full`. When absent: yes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub async_prefetch: Option<bool>,
-    /// How many requests fetch in the background. Nothing honours it yet: the page server chooses.
+    /// How many requests at a time fetch in the background. When absent, what suits the store, which is 16 of 4 MiB for one that is not local.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 256))]
     pub prefetch_workers: Option<u32>,
@@ -51,10 +53,17 @@ pub struct Storage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 22))]
     pub compress_level: Option<u32>,
-    /// Whether the bucket is a directory bucket of S3 Express One Zone. Nothing honours it yet: its requests are signed as those of any
-    /// bucket.
+    /// Whether the bucket is a directory bucket of S3 Express One Zone. Those have sessions and signatures of their own, which are not
+    /// supported: only `false` is taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub express_one_zone: Option<bool>,
+}
+
+impl Storage {
+    /// How many requests at a time a restore has to fetch what nobody waits for; the agent's choice when `None`.
+    pub fn prefetch_workers(&self) -> Option<u32> {
+        if self.async_prefetch == Some(false) { Some(0) } else { self.prefetch_workers }
+    }
 }
 
 /// Kinds of object storage.

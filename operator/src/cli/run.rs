@@ -60,6 +60,10 @@ pub struct Run {
     /// A label of nodes that can be taken away at any time, beside those of EKS, Karpenter, GKE and AKS
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     interruptible_label: Option<(String, String)>,
+    /// Keep the agents' port to the operator and to agents of the same application, by a NetworkPolicy for each application. Only where
+    /// the network plugin knows ranges of ports (endPort): one that does not would cut the applications off
+    #[arg(long)]
+    network_policies: bool,
     /// Look after the applications of this namespace only
     #[arg(long, value_name = "NAMESPACE")]
     only_namespace: Option<String>,
@@ -134,6 +138,7 @@ async fn work(typed: &Run) -> Result<(), String> {
             ..AgentSettings::default()
         },
         limits: Limits::default(),
+        network_policies: typed.network_policies,
         only: typed.only_namespace.clone(),
         interruptible_label: typed.interruptible_label.clone(),
         resync: Duration::from_secs(30),

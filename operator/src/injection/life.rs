@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     ResourceExt,
-    api::{DeleteParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
     runtime::events::EventType,
 };
 
@@ -28,11 +28,13 @@ use crate::{
     migrate::{fresh, persist},
     migration::PodSeen,
     observe::{self, Found, current_place, now, place_of},
+    pods::TEMPLATE_ANNOTATION,
     secrets::{self, Missing},
     start::{next_round, start},
     status::{condition, has_checkpoint, set},
     trigger::{self, RETRY_ANNOTATION},
 };
+use serde_json::{Value, json};
 
 /// A pod that its controller makes is there a moment later.
 const SOON: Duration = Duration::from_secs(1);
@@ -58,6 +60,13 @@ pub async fn without_pod(ctx: &Context, app: MigratableApp) -> Result<Duration, 
     }
     let retry = trigger::is_set(app.annotations(), RETRY_ANNOTATION);
     let pods = pods_of(ctx, &app).await?;
+    if let Some(next) =
+        pods.iter().find(|pod| observe::supersedes(&app, pod) && pod.metadata.deletion_timestamp.is_none())
+    {
+        let note = "another version was rolled out while this one was a checkpoint; it has started anew, and the checkpoint stays in the store";
+        ctx.event(&app, EventType::Warning, "Superseded", note).await;
+        return Box::pin(goes_on_in(ctx, &app, next)).await;
+    }
     let awaited = pods.iter().any(|pod| waits(pod) && pod.metadata.deletion_timestamp.is_none());
     if !retry && !awaited {
         match room(ctx, &app, &last.source).await? {
@@ -130,6 +139,7 @@ async fn goes_on_in(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<Dur
         Err(Missing::Because(reason, message)) => return blocked(ctx, app, reason, &message).await,
     }
     let place = place_of(app, pod);
+    let app = &Box::pin(with_template(ctx, app, pod)).await?;
     let mut status = app.status.clone().unwrap_or_default();
     status.observed_generation = app.metadata.generation;
     status.current_pod_name = Some(place.pod.clone());
@@ -143,6 +153,34 @@ async fn goes_on_in(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<Dur
     persist(ctx, app, status).await?;
     ctx.event(app, EventType::Normal, "Started", &format!("runs in pod {}", place.pod)).await;
     Ok(ctx.settings.limits.look)
+}
+
+/// The object tells of the pod that runs, which may be of another version than the one before.
+async fn with_template(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<MigratableApp, Error> {
+    let told = pod.annotations().get(TEMPLATE_ANNOTATION);
+    let template = told.and_then(|told| serde_json::from_str::<serde_json::Value>(told).ok());
+    let known = serde_json::to_value(&app.spec.template).unwrap_or_default();
+    let Some(template) = template.filter(|new| *new != known) else { return Ok(app.clone()) };
+    ctx.must_lead()?;
+    let patch = json!({
+        "metadata": {"uid": app.metadata.uid, "resourceVersion": app.metadata.resource_version},
+        "spec": {"template": difference(&known, &template)},
+    });
+    let apps = ctx.apps(&app.namespace().unwrap_or_default());
+    apps.patch(&app.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .map_err(Error::kube("write an application's template"))
+}
+
+/// What makes one of the other when it is merged into it: what is not there any more is null.
+fn difference(from: &Value, to: &Value) -> Value {
+    let (Value::Object(from), Value::Object(to)) = (from, to) else { return to.clone() };
+    let gone = from.keys().filter(|key| !to.contains_key(*key)).map(|key| (key.clone(), Value::Null));
+    let changed = to.iter().filter(|(key, value)| from.get(*key) != Some(value));
+    changed
+        .map(|(key, value)| (key.clone(), difference(from.get(key).unwrap_or(&Value::Null), value)))
+        .chain(gone)
+        .collect()
 }
 
 /// The pod that is written down is gone, or nothing of it runs.

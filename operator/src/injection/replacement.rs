@@ -11,7 +11,7 @@ use kube::{Api, ResourceExt, api::ListParams};
 use super::{HASH_LABEL, OWNER_LABEL};
 use crate::{
     api::{
-        Injection, MigratableApp, PodOwner,
+        Injection, MigratableApp, PodOwner, Program,
         migration::{Migration, MigrationStage, Place, TargetMadeBy},
     },
     context::Context,
@@ -109,8 +109,14 @@ async fn waiting<'a>(
             None => return Ok(None),
         },
     };
-    if maker == TargetMadeBy::StatefulSet && pod.metadata.name.as_ref() != Some(&source.pod) {
-        return Ok(None);
+    if maker == TargetMadeBy::StatefulSet {
+        // Memory goes on only in the program that it is of: another version starts anew.
+        let (new, old) = (pod.spec.as_ref(), app.spec.template.spec.as_ref());
+        let name = app.spec.container_name();
+        let same = Program::within(new, name) == Program::within(old, name);
+        if pod.metadata.name.as_ref() != Some(&source.pod) || !same {
+            return Ok(None);
+        }
     }
     if let Some(written) = moves {
         let Some(place) = next_target(written, maker, pods) else { return Ok(None) };
@@ -240,6 +246,7 @@ fn describe(ctx: &Context, app: &MigratableApp, waiting: Waiting<'_>) -> Replace
     let takes_name = app.spec.injection.as_ref().is_some_and(|one| one.owner == PodOwner::StatefulSet);
     // What cannot come back to the pod it was in may come back to its node, when nothing else has worked.
     let last_resort = takes_name && waiting.migration.and_then(|written| written.failures).unwrap_or(0) > 1;
+    let source = nodes.iter().find(|node| node.name_any() == waiting.source).cloned();
     let mut excluded: Vec<String> = nodes
         .iter()
         .filter(|node| placement::is_doomed(node))
@@ -249,6 +256,11 @@ fn describe(ctx: &Context, app: &MigratableApp, waiting: Waiting<'_>) -> Replace
         .collect();
     excluded.sort();
     excluded.dedup();
+    // After the others: where they are too many, the agent there refuses what its CPU cannot run.
+    let lacks = |node: &Node| source.as_ref().is_some_and(|source| placement::lacks_features(source, node));
+    let lacking = nodes.iter().filter(|node| lacks(node)).map(|node| node.name_any());
+    let lacking: Vec<String> = lacking.filter(|node| !excluded.contains(node)).collect();
+    excluded.extend(lacking);
     excluded.truncate(EXCLUDED);
     preferred.truncate(PREFERRED);
     let policy = app.spec.migration_policy.as_ref();

@@ -135,6 +135,10 @@ async fn instead(
         .annotations()
         .get(MIGRATION_ANNOTATION)
         .is_some_and(|mark| mark.strip_prefix(&written.id).is_some_and(|rest| rest.starts_with('-')));
+    if observe::supersedes(app, &pod) {
+        let message = format!("another version was rolled out, and has started anew in pod {}", target.pod);
+        return Ok(Outcome::Refused(Failure { kind: FailureKind::Refused, message, checkpoint: None }));
+    }
     let ours = of_a_try_before || observe::is_at(&written.source, &pod);
     delete_exactly(ctx, app, pod).await?;
     if ours {
@@ -243,7 +247,7 @@ pub async fn hide_source(ctx: &Context, app: &MigratableApp, written: &Migration
     let runs_there = !elsewhere && written.may_run_in() == Some(&written.source);
     let Some(pod) = observe::find(ctx, app, &written.source, Look::Cached).await?.pod else { return Ok(()) };
     let hidden = pod.annotations().contains_key(HIDDEN_ANNOTATION);
-    let ours = is_released(&pod) || controller_of(&pod).is_none();
+    let ours = app.spec.injection.is_none() || is_released(&pod) || controller_of(&pod).is_none();
     let metadata = if elsewhere && !hidden && ours {
         json!({"labels": template_labels(app, &|_| Value::Null), "annotations": {HIDDEN_ANNOTATION: "true"}})
     } else if runs_there && hidden {

@@ -125,6 +125,13 @@ pub const NAMESPACE: &[Rule] = &[
         verbs: &["create", "patch"],
         why: "the store's credentials and agents' certificates, which pods mount; they go with what owns them",
     },
+    Rule {
+        group: "networking.k8s.io",
+        resource: "networkpolicies",
+        names: &[],
+        verbs: &["list", "create", "patch"],
+        why: "with --network-policies: who reaches the agents; list tells whether others isolate their pods already",
+    },
 ];
 
 /// What holds in the operator's own namespace.

@@ -117,6 +117,7 @@ pub(super) fn prepare(case: &Case<'_>) -> Decision {
             failed(case, FailureKind::Passing, "the target's pod was not made in time")
         }
         PodSeen::Gone => Decision::Do(Effect::CreateTarget),
+        PodSeen::Ended if case.seen.superseded => failed(case, FailureKind::Refused, case.why_not_ready()),
         PodSeen::Ended | PodSeen::Leaving => failed(case, FailureKind::Passing, case.why_not_ready()),
         PodSeen::Starting | PodSeen::Silent if case.lasted() > case.limits.prepare => {
             failed(case, FailureKind::Passing, "the target's pod did not become ready in time")
@@ -301,7 +302,9 @@ pub(super) fn fill(case: &Case<'_>) -> Decision {
         (PodSeen::Ended, _) => has_moved(case, false),
         (_, Residency::Resident) => has_moved(case, true),
         // All of its pages are in the store: nobody has to be waited for, and it may have to move on.
-        _ if !hands_over && (case.seen.target_doomed || case.timed_out()) => has_moved(case, false),
+        _ if !hands_over && (case.seen.on_demand || case.seen.target_doomed || case.timed_out()) => {
+            has_moved(case, false)
+        }
         // It has moved, and its source is kept until it can do without.
         _ if case.timed_out() => case.end(MigrationStage::Succeeded, "pages still arrive from the source"),
         _ => case.wait(),

@@ -15,6 +15,8 @@ pub struct Seen {
     pub target_node: Option<String>,
     /// Why there is no pod for the target, if that was found out when it was to be made.
     pub refused: Option<String>,
+    /// Whether there never will be one: another program runs in its stead.
+    pub superseded: bool,
     /// Whether the source's pod was released from its ReplicaSet.
     pub source_released: bool,
     /// Nodes that can take it, best first; never the source's, never one about to vanish.
@@ -25,6 +27,8 @@ pub struct Seen {
     pub handover: Handover,
     /// Whether the target still needs others.
     pub residency: Residency,
+    /// Pages come only when they are touched: there is no last one to wait for.
+    pub on_demand: bool,
     /// The committed checkpoints, newest first; `None` if no agent could be asked.
     pub checkpoints: Option<Vec<String>>,
     /// Somebody wants it cancelled.
@@ -43,11 +47,13 @@ impl Default for Seen {
             target_doomed: false,
             target_node: None,
             refused: None,
+            superseded: false,
             source_released: false,
             nodes: Vec::new(),
             operation: OperationSeen::Unknown,
             handover: Handover::Unknown,
             residency: Residency::Unknown,
+            on_demand: false,
             checkpoints: None,
             cancel: false,
             preserve_source: false,

@@ -1,19 +1,17 @@
 //! From a template to a pod.
 
-use k8s_openapi::api::core::v1::{
-    Affinity, Container, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod,
-    PodReadinessGate, PodSpec, Probe,
-};
+use k8s_openapi::api::core::v1::{Affinity, Container, NodeAffinity, Pod, PodReadinessGate, PodSpec, Probe};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt, api::ObjectMeta};
 
 use super::{
     AGENT, INJECTED_ANNOTATION, MIGRATION_ANNOTATION, RESTORED_CONDITION, ROLE_ANNOTATION, RUN, RUN_PATH,
     TEMPLATE_ANNOTATION, TOOLS, TOOLS_PATH,
+    affinity::{named, require},
     agent::{AgentSettings, agent_container, mount, tools_container, volumes},
     storage::mirrored_secret_name,
 };
-use crate::api::{APP_LABEL, MigratableApp};
+use crate::api::{APP_LABEL, MigratableApp, Program};
 
 /// Pids of workloads are above this, so that they are free in the next pod too.
 const PID_BASE: &str = "10000";
@@ -120,6 +118,10 @@ pub fn build(plan: &Plan<'_>) -> Result<Pod, Unsupported> {
     let agent = agent_container(plan.agent, &plan.app.spec.storage, workload);
     for container in &mut spec.containers {
         if container.name == moved {
+            // What is restored is what was started, whatever the template says by now.
+            if let Some(program) = program(plan) {
+                program.put_into(container);
+            }
             launch(container, &full_name, plan.role);
         }
     }
@@ -167,6 +169,11 @@ pub fn build(plan: &Plan<'_>) -> Result<Pod, Unsupported> {
         }
     }
     Ok(Pod { metadata, spec: Some(spec), status: None })
+}
+
+fn program<'a>(plan: &Plan<'a>) -> Option<&'a Program> {
+    let restores = matches!(plan.role, Role::Restore(_));
+    plan.app.status.as_ref().filter(|_| restores)?.program.as_ref()
 }
 
 /// A pod that was made by itself, or by its controller, stays when the application's object goes.
@@ -238,21 +245,7 @@ fn hold_back_liveness(container: &mut Container) {
 
 /// Has the scheduler put it there and nowhere else, if there is room.
 fn pin(spec: &mut PodSpec, node: &str) {
-    let requirement = NodeSelectorRequirement {
-        key: "metadata.name".to_owned(),
-        operator: "In".to_owned(),
-        values: Some(vec![node.to_owned()]),
-    };
     let affinity = spec.affinity.get_or_insert_with(Affinity::default);
     let affinity = affinity.node_affinity.get_or_insert_with(NodeAffinity::default);
-    let required = affinity
-        .required_during_scheduling_ignored_during_execution
-        .get_or_insert_with(NodeSelector::default);
-    // Terms are alternatives; each gets it.
-    if required.node_selector_terms.is_empty() {
-        required.node_selector_terms.push(NodeSelectorTerm::default());
-    }
-    for term in &mut required.node_selector_terms {
-        term.match_fields.get_or_insert_default().push(requirement.clone());
-    }
+    require(affinity, &[named("In", node)], &[]);
 }

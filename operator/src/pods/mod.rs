@@ -14,6 +14,7 @@
 //! | the application's | as in the template; its command is started by the launcher |
 //! | `migration-agent` | the agent: a native sidecar where the cluster has those (1.29), else one container more |
 
+pub(crate) mod affinity;
 mod agent;
 mod build;
 mod storage;

@@ -2,10 +2,13 @@
 //! on, and if possible on one that placement would have chosen. What the pod says itself holds as well.
 
 use k8s_openapi::api::core::v1::{
-    NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PreferredSchedulingTerm,
+    NodeAffinity, NodeSelectorRequirement, NodeSelectorTerm, PreferredSchedulingTerm,
 };
 
-use crate::injection::Replacement;
+use crate::{
+    injection::Replacement,
+    pods::affinity::{named, require},
+};
 
 /// What the best node weighs; each one after it a little less.
 const HEAVIEST: i32 = 100;
@@ -14,7 +17,7 @@ const LIGHTER: i32 = 10;
 /// The affinity that a pod gets; `None` if there is nothing to say.
 pub fn node_affinity(before: Option<NodeAffinity>, replacement: &Replacement) -> Option<NodeAffinity> {
     let mut affinity = before.unwrap_or_default();
-    let fields: Vec<_> = replacement.excluded.iter().map(|node| field("NotIn", node)).collect();
+    let fields: Vec<_> = replacement.excluded.iter().map(|node| named("NotIn", node)).collect();
     let labels: Vec<_> = replacement
         .selector
         .iter()
@@ -24,23 +27,7 @@ pub fn node_affinity(before: Option<NodeAffinity>, replacement: &Replacement) ->
             values: Some(vec![value.clone()]),
         })
         .collect();
-    if !fields.is_empty() || !labels.is_empty() {
-        let required = affinity
-            .required_during_scheduling_ignored_during_execution
-            .get_or_insert_with(NodeSelector::default);
-        // Terms are alternatives; each gets it.
-        if required.node_selector_terms.is_empty() {
-            required.node_selector_terms.push(NodeSelectorTerm::default());
-        }
-        for term in &mut required.node_selector_terms {
-            if !fields.is_empty() {
-                term.match_fields.get_or_insert_default().extend(fields.iter().cloned());
-            }
-            if !labels.is_empty() {
-                term.match_expressions.get_or_insert_default().extend(labels.iter().cloned());
-            }
-        }
-    }
+    require(&mut affinity, &fields, &labels);
     let weights = (0..).map(|place: i32| (HEAVIEST - place * LIGHTER).max(1));
     let preferred: Vec<_> = replacement
         .preferred
@@ -49,7 +36,7 @@ pub fn node_affinity(before: Option<NodeAffinity>, replacement: &Replacement) ->
         .map(|(node, weight)| PreferredSchedulingTerm {
             weight,
             preference: NodeSelectorTerm {
-                match_fields: Some(vec![field("In", node)]),
+                match_fields: Some(vec![named("In", node)]),
                 match_expressions: None,
             },
         })
@@ -61,15 +48,6 @@ pub fn node_affinity(before: Option<NodeAffinity>, replacement: &Replacement) ->
             .extend(preferred);
     }
     (affinity != NodeAffinity::default()).then_some(affinity)
-}
-
-/// The API server takes one value in each.
-fn field(operator: &str, node: &str) -> NodeSelectorRequirement {
-    NodeSelectorRequirement {
-        key: "metadata.name".to_owned(),
-        operator: operator.to_owned(),
-        values: Some(vec![node.to_owned()]),
-    }
 }
 
 #[cfg(test)]

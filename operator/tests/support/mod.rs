@@ -364,6 +364,7 @@ pub fn settings(namespace: &str) -> Settings {
             ..Limits::default()
         },
         interruptible_label: None,
+        network_policies: false,
         only: Some(namespace.to_owned()),
         resync: Duration::from_secs(5),
     }

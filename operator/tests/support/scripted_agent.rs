@@ -335,6 +335,7 @@ impl agent_server::Agent for ScriptedAgent {
         self.called("Restore").await?;
         let strategy = request.get_ref().strategy();
         let request = request.into_inner();
+        self.world.lock().prefetch = request.prefetch_workers;
         self.begin(Asked {
             id: request.operation_id,
             app: request.app,
@@ -355,6 +356,9 @@ impl agent_server::Agent for ScriptedAgent {
             required: true,
             detail: "scripted".to_owned(),
         };
+        let runs_here = world.apps.values().any(|app| app.runs.contains(&self.pod));
+        let only_here = world.only_there.clone().filter(|_| runs_here);
+        let cpu_features = only_here.into_iter().chain(["avx2".to_owned()]).collect();
         let mut arriving = Vec::new();
         let restored =
             self.journal(|all| all.iter().rev().find(|one| one.kind() == OperationKind::Restore).cloned());
@@ -380,6 +384,7 @@ impl agent_server::Agent for ScriptedAgent {
             version: "scripted".to_owned(),
             capabilities,
             arriving,
+            cpu_features,
             ..Default::default()
         }))
     }

@@ -51,6 +51,10 @@ pub struct State {
     pub pace: Duration,
     /// How long a restored tree needs others.
     pub resident_after: Duration,
+    /// The CPU feature that only machines have on which something runs already.
+    pub only_there: Option<String>,
+    /// How many requests the last restore was to fetch pages with.
+    pub prefetch: Option<u32>,
     /// Capabilities that are missing.
     pub missing: Vec<String>,
     /// Pods' addresses whose agents do not answer.

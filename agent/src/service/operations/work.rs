@@ -156,6 +156,7 @@ impl Operations {
         if spec.patience_s > 0 {
             request.patience = Duration::from_secs(spec.patience_s);
         }
+        request.prefetch = spec.prefetch;
         request.page_server_log = Some(settings::log_file(&self.logs, &request.app, "page-server.log"));
         let hook = spec.hook.as_ref().map(wire::hook).transpose()?;
         request.after_restore = hook.or_else(|| self.hooks.after_restore.clone());
