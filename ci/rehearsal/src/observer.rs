@@ -15,10 +15,14 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use crate::{Failure, application::Application, cluster};
+use crate::{
+    Failure,
+    application::{Application, addresses as addresses_of},
+    cluster, redis,
+};
 
 /// Key of the count.
-const COUNT: &[u8] = b"observed";
+pub const COUNT: &[u8] = b"observed";
 /// A write, in redis' protocol.
 const WRITE: &[u8] = b"*2\r\n$4\r\nINCR\r\n$8\r\nobserved\r\n";
 /// Between two writes.
@@ -65,12 +69,11 @@ impl Observer {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let looks = {
             let (stop, addresses) = (Arc::clone(&stop), Arc::clone(&addresses));
-            let name = application.name.clone();
+            let (name, port) = (application.name.clone(), application.port);
             move || {
                 while !stop.load(Ordering::Relaxed) {
-                    let application = std::mem::ManuallyDrop::new(Application { name: name.clone() });
                     // An API server that does not answer changes nothing about where pods are.
-                    if let Ok(found) = application.addresses() {
+                    if let Ok(found) = addresses_of(&name, port) {
                         *lock(&addresses) = found.into_iter().collect();
                     }
                     thread::sleep(LOOK);
@@ -123,7 +126,7 @@ impl Drop for Observer {
 
 /// Takes the observer's own key away again, so that data can be compared.
 pub fn forget(application: &Application) -> Result<(), Failure> {
-    application.client()?.command(&[b"DEL", COUNT])?;
+    redis::client(application)?.command(&[b"DEL", COUNT])?;
     Ok(())
 }
 
