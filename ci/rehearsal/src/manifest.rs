@@ -20,6 +20,8 @@ pub struct Manifest<'a> {
     pub strategy: &'a str,
     /// Between two periodic checkpoints.
     pub interval: &'a str,
+    /// Seconds after which a migration is given up.
+    pub timeout: u32,
     /// Where it begins if there is room. Afterwards it may go anywhere.
     pub node: Option<&'a str>,
     /// Files that travel with it, open or not.
@@ -42,6 +44,7 @@ impl<'a> Manifest<'a> {
             port,
             strategy: "lazy-storage",
             interval: "10m",
+            timeout: 300,
             node: None,
             paths: Vec::new(),
             image,
@@ -95,7 +98,7 @@ impl<'a> Manifest<'a> {
             "spec": {
                 "template": {"metadata": {"labels": {"app": self.name}}, "spec": self.pod()},
                 "checkpointPolicy": {"interval": self.interval, "keep": 3, "paths": self.paths},
-                "migrationPolicy": {"strategy": self.strategy},
+                "migrationPolicy": {"strategy": self.strategy, "migrationTimeoutSeconds": self.timeout},
                 "storage": storage()
             }
         })

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// So slow that pages take half a minute.
-const RATE: &str = "20mbit";
+const RATE: &str = "8mbit";
 
 pub fn second_notice(strategy: &str, mib: u64) -> Result<(), Failure> {
     let (app, digest) = started("second", strategy, mib)?;

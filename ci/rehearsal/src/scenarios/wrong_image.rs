@@ -2,22 +2,31 @@
 
 use std::time::Duration;
 
-use super::steps::{expect, finish, one_pod, started};
+use super::steps::{expect, finish, one_pod};
 use crate::{
-    Failure, application::Application, cluster::kubectl, manifest::SAMPLE, observer::Observer,
+    Failure,
+    application::Application,
+    cluster::kubectl,
+    manifest::{Manifest, SAMPLE},
+    observer::Observer,
+    redis,
     timeline::Timeline,
 };
 
+/// Seconds after which a migration is given up: an image that cannot be pulled is waited for until then.
+const TIMEOUT: u32 = 60;
 /// An image that nobody has.
 const MISSING: &str = "migration-nowhere:0.1.0";
 /// An image that starts and has nothing of the application's.
 const OTHER: &str = "migration-applications:0.1.0";
 
 pub fn wrong_image(strategy: &str, mib: u64) -> Result<(), Failure> {
-    let (app, digest) = started("image", strategy, mib)?;
+    let app = Application::start(&Manifest { strategy, timeout: TIMEOUT, ..Manifest::redis("image") })?;
+    let digest = redis::fill(&app, mib)?;
     let observer = Observer::start(&app, false)?;
     let mut timeline = Timeline::begin("its template gets an image that cannot be pulled");
     let status = stays(&app, MISSING)?;
+    expect(status.contains("Pull"), &format!("it is not told why: {status}"))?;
     timeline.note(status);
     timeline.note("its template gets another image, which has none of its files");
     let status = stays(&app, OTHER)?;
