@@ -213,6 +213,7 @@ fn every_case(mut check: impl FnMut(&Migration, &Seen)) -> usize {
                                         target_doomed: bit(1),
                                         target_node: Some("b".to_owned()),
                                         refused: None,
+                                        target_waits: None,
                                         source_released: bit(4),
                                         nodes: if bit(2) { vec!["b".into(), "c".into()] } else { Vec::new() },
                                         operation: operation.clone(),
@@ -446,6 +447,26 @@ fn a_deadline_that_leaves_no_time_makes_the_dump_come_first() {
         assert_eq!(next.stage, Stage::Dumping);
         // Stopped processes would go down with their machine.
         assert_eq!(next.strategy, Strategy::LazyStorage);
+    }
+}
+
+#[test]
+fn a_target_that_does_not_get_ready_is_told_with_what_it_waits_for() {
+    let written = Migration { target: Some(place("b")), ..migration(Stage::Preparing) };
+    let waits = "container app: ErrImagePull: no such image";
+    let seen = Seen {
+        source: PodSeen::Ready,
+        target: PodSeen::Starting,
+        target_waits: Some(waits.to_owned()),
+        ..Seen::default()
+    };
+    let limits = Limits::default();
+    let late = 1 + limits.prepare.as_secs() as i64;
+    for (now, stage) in [(late, Stage::ChoosingTarget), (301, Stage::Failed)] {
+        let Decision::Record(next) = decide(&written, &seen, &limits, at(now)) else { panic!() };
+        assert_eq!(next.stage, stage);
+        let message = next.message.unwrap();
+        assert!(message.contains(waits), "{message}");
     }
 }
 

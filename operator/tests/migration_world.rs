@@ -426,6 +426,7 @@ impl World {
             target_node: (target != PodSeen::Gone && written.target_made_by.is_some())
                 .then(|| "b".to_owned()),
             refused: None,
+            target_waits: None,
             source_released: self.released && source != PodSeen::Gone,
             nodes: NODES.iter().filter(usable).map(|&node| node.to_owned()).collect(),
             operation,

@@ -102,7 +102,7 @@ fn take_name(case: &Case<'_>, exhausted: bool) -> Decision {
 /// The target's pod becomes ready.
 pub(super) fn prepare(case: &Case<'_>) -> Decision {
     if case.timed_out() {
-        return give_up(case, "the target was not ready in time");
+        return give_up(case, &case.not_ready("the target was not ready in time"));
     }
     if case.seen.target_doomed {
         return case.record(|next| other_target(next, false));
@@ -118,9 +118,11 @@ pub(super) fn prepare(case: &Case<'_>) -> Decision {
         }
         PodSeen::Gone => Decision::Do(Effect::CreateTarget),
         PodSeen::Ended | PodSeen::Leaving => failed(case, FailureKind::Passing, case.why_not_ready()),
-        PodSeen::Starting | PodSeen::Silent if case.lasted() > case.limits.prepare => {
-            failed(case, FailureKind::Passing, "the target's pod did not become ready in time")
-        }
+        PodSeen::Starting | PodSeen::Silent if case.lasted() > case.limits.prepare => failed(
+            case,
+            FailureKind::Passing,
+            &case.not_ready("the target's pod did not become ready in time"),
+        ),
         PodSeen::Starting | PodSeen::Silent => case.wait(),
     }
 }

@@ -15,6 +15,8 @@ pub struct Seen {
     pub target_node: Option<String>,
     /// Why there is no pod for the target, if that was found out when it was to be made.
     pub refused: Option<String>,
+    /// What keeps the target's pod from being ready, as its machine says.
+    pub target_waits: Option<String>,
     /// Whether the source's pod was released from its ReplicaSet.
     pub source_released: bool,
     /// Nodes that can take it, best first; never the source's, never one about to vanish.
@@ -43,6 +45,7 @@ impl Default for Seen {
             target_doomed: false,
             target_node: None,
             refused: None,
+            target_waits: None,
             source_released: false,
             nodes: Vec::new(),
             operation: OperationSeen::Unknown,
