@@ -15,7 +15,10 @@ class Server {
                 if (exchange.getRequestMethod().equals("PUT")) {
                     values.put(key, exchange.getRequestBody().readAllBytes());
                     exchange.sendResponseHeaders(204, -1);
-                } else if (values.get(key) instanceof byte[] value) {
+                    return;
+                }
+                var value = values.get(key);
+                if (value != null) {
                     exchange.sendResponseHeaders(200, value.length);
                     exchange.getResponseBody().write(value);
                 } else {

@@ -22,6 +22,8 @@ const VALUES: usize = 300;
 const SIZE: usize = 10_000;
 /// Where nginx, Node.js and Java listen.
 const HTTP: u16 = 8080;
+/// Where Debian puts it; as with libraries, a package that was not configured has no alternatives.
+const JAVA: &str = "/usr/lib/jvm/java-17-openjdk-amd64/bin/java";
 /// Where Debian puts what alternatives would point to.
 const BLAS: &str = "/usr/lib/x86_64-linux-gnu/blas:/usr/lib/x86_64-linux-gnu/lapack";
 
@@ -37,7 +39,7 @@ pub fn applications(strategy: &str) -> Result<(), Failure> {
         (new("nginx", &["nginx", "-c", "/applications/nginx.conf"], HTTP), State::Nginx),
         (new("numpy", &["python3", "/applications/job.py"], 0).with("LD_LIBRARY_PATH", BLAS), State::Numpy),
         (new("node", &["node", "/applications/server.js"], HTTP), State::Map),
-        (new("java", &["java", "-XX:+UseSerialGC", "/applications/Server.java"], HTTP), State::Map),
+        (new("java", &[JAVA, "-XX:+UseSerialGC", "/applications/Server.java"], HTTP), State::Map),
     ] {
         // One that cannot be moved does not keep others from being tried.
         if let Err(error) = move_one(&manifest, &state, &mut timeline) {

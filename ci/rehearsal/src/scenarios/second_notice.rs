@@ -21,9 +21,8 @@ pub fn second_notice(strategy: &str, mib: u64) -> Result<(), Failure> {
     let target = other_node(&source)?;
     let mut timeline =
         Timeline::begin(&format!("the cloud takes {source} back; the link of {target} has {RATE}"));
-    let first = Notice::spot(&source, NOTICE)?;
-    app.wait_for_stage("", "Restoring")?;
     let slow = Slow::link(&target, RATE)?;
+    let first = Notice::spot(&source, NOTICE)?;
     let status = app.wait_for_stage("", "Filling")?;
     let id = status.migration("id").to_owned();
     expect(status.migration("stage") == "Filling", "its pages came too quickly for this scenario")?;

@@ -16,7 +16,7 @@ use crate::{
 /// Seconds after which a migration is given up: an image that cannot be pulled is waited for until then.
 const TIMEOUT: u32 = 60;
 /// An image that nobody has.
-const MISSING: &str = "migration-nowhere:0.1.0";
+const MISSING: &str = "10.82.0.1:5000/nowhere:0.1.0";
 /// An image that starts and has nothing of the application's.
 const OTHER: &str = "migration-applications:0.1.0";
 
