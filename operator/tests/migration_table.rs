@@ -471,6 +471,29 @@ fn a_target_that_does_not_get_ready_is_told_with_what_it_waits_for() {
 }
 
 #[test]
+fn what_has_come_back_tells_why_it_could_not_be_moved() {
+    let written = Migration {
+        target: Some(place("a")),
+        operation: Some("r".into()),
+        source_stopped: Some(true),
+        message: Some("a file is missing".into()),
+        ..migration(Stage::Restoring)
+    };
+    let done = Done::Restored { resume_ms: None, span: (0, 1) };
+    let seen = Seen {
+        source: PodSeen::Ready,
+        target: PodSeen::Ready,
+        operation: OperationSeen::Succeeded(done),
+        residency: Residency::Resident,
+        ..Seen::default()
+    };
+    let Decision::Record(runs) = decide(&written, &seen, &Limits::default(), at(1)) else { panic!() };
+    let Decision::Record(over) = decide(&runs, &seen, &Limits::default(), at(2)) else { panic!() };
+    assert_eq!(over.stage, Stage::Failed);
+    assert!(over.message.unwrap().starts_with("a file is missing; the application was restored where it"));
+}
+
+#[test]
 fn a_node_that_failed_is_taken_again_only_when_there_is_no_other() {
     let mut written = migration(Stage::ChoosingTarget);
     written.failed_nodes = vec!["b".into()];

@@ -15,6 +15,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use migration_harness::redis::Reply;
+
 use crate::{
     Failure,
     application::{Application, addresses as addresses_of},
@@ -22,7 +24,7 @@ use crate::{
 };
 
 /// Key of the count.
-pub const COUNT: &[u8] = b"observed";
+const COUNT: &[u8] = b"observed";
 /// A write, in redis' protocol.
 const WRITE: &[u8] = b"*2\r\n$4\r\nINCR\r\n$8\r\nobserved\r\n";
 /// Between two writes.
@@ -124,10 +126,17 @@ impl Drop for Observer {
     }
 }
 
-/// Takes the observer's own key away again, so that data can be compared.
-pub fn forget(application: &Application) -> Result<(), Failure> {
-    redis::client(application)?.command(&[b"DEL", COUNT])?;
-    Ok(())
+/// Takes the observer's own key away again and compares all other data with what it was. A write that was given up may still be on its
+/// way where a link was cut, and make the key anew.
+pub fn compare_without(application: &Application, digest: &str) -> Result<(), Failure> {
+    let forget = || Ok::<_, Failure>(redis::client(application)?.command(&[b"DEL", COUNT])?);
+    forget()?;
+    loop {
+        let result = redis::compare(application, digest);
+        if result.is_ok() || forget()? == Reply::Integer(0) {
+            return result;
+        }
+    }
 }
 
 /// A connection that is let go without waiting for the other end, which may be stopped.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use migration_harness::redis::Client;
+use migration_harness::redis::{Client, key, value};
 
 use crate::{
     Failure,
@@ -31,6 +31,22 @@ pub fn fill(app: &Application, mib: u64) -> Result<String, Failure> {
 pub fn compare(app: &Application, digest: &str) -> Result<(), Failure> {
     match client(app)?.digest()? {
         now if now == digest => Ok(()),
-        now => Err(format!("{}: its data is {now} and was {digest}", app.name).into()),
+        now => {
+            let found = differences(app).unwrap_or_else(|error| format!("it cannot be read: {error}"));
+            Err(format!("{}: its data is {now} and was {digest}: {found}", app.name).into())
+        }
     }
+}
+
+/// What differs, key by key.
+fn differences(app: &Application) -> Result<String, Failure> {
+    let mut client = client(app)?;
+    let keys = client.keys()?;
+    let mut wrong = Vec::new();
+    for number in 0..keys {
+        if client.get(key(number).as_bytes())?.as_deref() != Some(&value(number)) {
+            wrong.push(key(number));
+        }
+    }
+    Ok(format!("of {keys} keys, {} are not as they were stored {:?}", wrong.len(), wrong.first()))
 }

@@ -140,7 +140,10 @@ pub(super) fn restore(case: &Case<'_>) -> Decision {
             next.operation = None;
             next.resumed_at = Some(MicroTime(case.now));
             next.blackout_ms = blackout(next, done);
-            next.message = None;
+            // Why it had to come back is told at the end.
+            if !next.returns() {
+                next.message = None;
+            }
         }),
         OperationSeen::Failed(Failure { kind, message, .. }) => failed(case, *kind, message),
         // Nothing of it runs, whatever it was asked.
