@@ -160,6 +160,6 @@ pub fn kill_page_server(pod: &Value) -> Result<(), Failure> {
         for pid in $(pgrep -f 'page-server'); do
             if [ "$(readlink /proc/$pid/ns/pid)" = "$(readlink /proc/$inside/ns/pid)" ]; then kill -KILL $pid && exit; fi
         done
-        echo "no page server runs" >&2; exit 1"#;
-    cluster(&["exec", node, "bash", "-c", script, &container])
+        exit 1"#;
+    cluster(&["exec", node, "bash", "-c", script, &container]).map_err(|_| "no page server runs there".into())
 }

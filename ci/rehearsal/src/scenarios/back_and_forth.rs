@@ -61,7 +61,8 @@ pub fn back_and_forth(mib: u64, moves: u64, seed: u64) -> Result<(), Failure> {
     for number in 1..=moves {
         let mut random = Random(scramble(seed ^ scramble(number)));
         let (strategy, fault) = (*random.pick(&STRATEGIES), *random.pick(&FAULTS));
-        let plan = Plan { strategy, fault, stage: random.pick(&STAGES[..]) };
+        let stage = *random.pick(&STAGES);
+        let plan = Plan { strategy, fault, stage }.possible();
         let name = format!("{number}: {strategy}, {}", plan.describe());
         let (status, seen, took) = one(&app, &digest, &plan, &mut random)
             .map_err(|error| format!("{name} (seed {seed}): {error}"))?;
@@ -95,6 +96,11 @@ struct Plan {
 }
 
 impl Plan {
+    /// Pages are served only once it runs at the target.
+    fn possible(self) -> Self {
+        if self.fault == Fault::PageServer { Self { stage: "Filling", ..self } } else { self }
+    }
+
     fn describe(&self) -> String {
         match self.fault {
             Fault::None => "undisturbed".to_owned(),
@@ -130,12 +136,12 @@ fn go(app: &Application, plan: &Plan, random: &mut Random) -> Result<Status, Fai
     if plan.fault != Fault::None {
         let reached = app.wait_for_stage(&before, plan.stage)?;
         thread::sleep(Duration::from_millis(random.below(300)));
-        inflict(app, &reached, plan.fault, random)?;
+        inflict(&reached, plan.fault, random)?;
     }
     app.wait_until_over(&before)
 }
 
-fn inflict(app: &Application, reached: &Status, fault: Fault, random: &mut Random) -> Result<(), Failure> {
+fn inflict(reached: &Status, fault: Fault, random: &mut Random) -> Result<(), Failure> {
     let agent_of = |field: &str| kill_container(&get(&["pod", reached.migration(field)])?, "migration-agent");
     // What is gone already, or does not run yet, cannot be killed.
     let told = |result: Result<(), Failure>| {
@@ -149,13 +155,14 @@ fn inflict(app: &Application, reached: &Status, fault: Fault, random: &mut Rando
         Fault::Source => told(agent_of("source/pod")),
         Fault::Target => told(agent_of("target/pod")),
         Fault::PageServer => {
-            told(get(&["pod", app.status()?.pod()]).and_then(|pod| kill_page_server(&pod)));
+            told(get(&["pod", reached.migration("target/pod")]).and_then(|pod| kill_page_server(&pod)));
         }
         Fault::Operator => {
             kill_operator()?;
         }
         Fault::Store => {
-            let _down = StoreDown::now(random.pick(&["silent", "refusing"]))?;
+            let how = *random.pick(&["silent", "refusing"]);
+            let _down = StoreDown::now(how)?;
             thread::sleep(some_seconds);
         }
         Fault::Link => {
