@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -200,15 +201,30 @@ impl Context {
         tracing::info!(app = self.full_name(app), reason, note, "event");
         // The API server refuses longer ones.
         let note = note[..note.floor_char_boundary(1000)].to_owned();
-        let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(note),
-            action: "Migrating".to_owned(),
-            secondary: None,
-        };
+        let event = described(type_, reason, note);
         if let Err(error) = self.recorder.publish(&event, &app.object_ref(&())).await {
             tracing::warn!(app = self.full_name(app), %error, "an event was not reported");
         }
+    }
+}
+
+/// The recorder takes an event for one of before if all but the note agrees, and reports that one's note again: why something failed
+/// this time would never be told. So the action, which nobody reads, differs where the note does.
+fn described(type_: EventType, reason: &str, note: String) -> Event {
+    let mut hasher = DefaultHasher::new();
+    note.hash(&mut hasher);
+    let action = format!("Migrating-{:016x}", hasher.finish());
+    Event { type_, reason: reason.to_owned(), note: Some(note), action, secondary: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_with_another_note_is_another_event() {
+        let action = |note: &str| described(EventType::Warning, "MigrationFailed", note.to_owned()).action;
+        assert_eq!(action("no such image"), action("no such image"));
+        assert_ne!(action("no such image"), action("a file is missing"));
     }
 }

@@ -153,6 +153,22 @@ fn of_pod(pod: &Pod, moved: &str) -> PodSeen {
     }
 }
 
+/// What a container of a pod waits for, unless it is only being made.
+fn waits_for(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let mut containers =
+        status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+    containers.find_map(|container| {
+        let waiting = container.state.as_ref()?.waiting.as_ref()?;
+        let reason = waiting
+            .reason
+            .as_deref()
+            .filter(|reason| !["ContainerCreating", "PodInitializing"].contains(reason))?;
+        let message = waiting.message.as_deref().map(|message| format!(": {message}")).unwrap_or_default();
+        Some(format!("container {}: {reason}{message}", container.name))
+    })
+}
+
 /// Looks at everything that the next decision about a migration depends on.
 ///
 /// # Errors
@@ -172,6 +188,7 @@ pub async fn see(ctx: &Context, app: &MigratableApp, written: &Migration, look: 
         target: target.seen,
         target_doomed: target.doomed,
         target_node: target.pod.as_ref().and_then(|pod| pod.spec.as_ref()?.node_name.clone()),
+        target_waits: target.pod.as_ref().and_then(waits_for),
         source_released: source.pod.as_ref().is_some_and(injection::is_released),
         operation: if written.operation.is_some() { OperationSeen::Unknown } else { OperationSeen::Absent },
         // Where somebody else makes the pods, they outlive the object, and nothing may be left half done.

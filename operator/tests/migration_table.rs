@@ -215,6 +215,7 @@ fn every_case(mut check: impl FnMut(&Migration, &Seen)) -> usize {
                                         refused: None,
                                         superseded: target == PodSeen::Ended && bit(4),
                                         on_demand: bit(3),
+                                        target_waits: None,
                                         source_released: bit(4),
                                         nodes: if bit(2) { vec!["b".into(), "c".into()] } else { Vec::new() },
                                         operation: operation.clone(),
@@ -449,6 +450,49 @@ fn a_deadline_that_leaves_no_time_makes_the_dump_come_first() {
         // Stopped processes would go down with their machine.
         assert_eq!(next.strategy, Strategy::LazyStorage);
     }
+}
+
+#[test]
+fn a_target_that_does_not_get_ready_is_told_with_what_it_waits_for() {
+    let written = Migration { target: Some(place("b")), ..migration(Stage::Preparing) };
+    let waits = "container app: ErrImagePull: no such image";
+    let seen = Seen {
+        source: PodSeen::Ready,
+        target: PodSeen::Starting,
+        target_waits: Some(waits.to_owned()),
+        ..Seen::default()
+    };
+    let limits = Limits::default();
+    let late = 1 + limits.prepare.as_secs() as i64;
+    for (now, stage) in [(late, Stage::ChoosingTarget), (301, Stage::Failed)] {
+        let Decision::Record(next) = decide(&written, &seen, &limits, at(now)) else { panic!() };
+        assert_eq!(next.stage, stage);
+        let message = next.message.unwrap();
+        assert!(message.contains(waits), "{message}");
+    }
+}
+
+#[test]
+fn what_has_come_back_tells_why_it_could_not_be_moved() {
+    let written = Migration {
+        target: Some(place("a")),
+        operation: Some("r".into()),
+        source_stopped: Some(true),
+        message: Some("a file is missing".into()),
+        ..migration(Stage::Restoring)
+    };
+    let done = Done::Restored { resume_ms: None, span: (0, 1) };
+    let seen = Seen {
+        source: PodSeen::Ready,
+        target: PodSeen::Ready,
+        operation: OperationSeen::Succeeded(done),
+        residency: Residency::Resident,
+        ..Seen::default()
+    };
+    let Decision::Record(runs) = decide(&written, &seen, &Limits::default(), at(1)) else { panic!() };
+    let Decision::Record(over) = decide(&runs, &seen, &Limits::default(), at(2)) else { panic!() };
+    assert_eq!(over.stage, Stage::Failed);
+    assert!(over.message.unwrap().starts_with("a file is missing; the application was restored where it"));
 }
 
 #[test]

@@ -433,6 +433,7 @@ impl World {
             refused: None,
             superseded: false,
             on_demand: self.on_demand,
+            target_waits: None,
             source_released: self.released && source != PodSeen::Gone,
             nodes: NODES.iter().filter(usable).map(|&node| node.to_owned()).collect(),
             operation,

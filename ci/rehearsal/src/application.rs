@@ -1,29 +1,29 @@
-//! A redis that can move, and what its status says.
+//! An application that can move, and what its status says.
 
 use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
-use migration_harness::redis::Client;
 use serde_json::{Value, json};
 
 use crate::{
     Failure,
     cluster::{NAMESPACE, get, given, kubectl, until},
+    manifest::{Manifest, storage},
 };
 
-/// How long one command may take; pages may have to come from the store for it.
-const ANSWER: Duration = Duration::from_secs(60);
 /// How long anything may take in a cluster on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(300);
-/// Redis' port.
-pub const PORT: u16 = 6379;
 
-/// An application. It is deleted when this is dropped.
+/// An application. What was applied for it is deleted when this is dropped.
 pub struct Application {
     /// Its name.
     pub name: String,
+    /// Where clients find it.
+    pub port: u16,
+    /// What was applied: an object and its name.
+    applied: Vec<String>,
 }
 
 /// What its status says.
@@ -50,6 +50,12 @@ impl Status {
         self.text(&format!("/migration/{field}"))
     }
 
+    /// Whether a migration other than `before` has come to an end.
+    pub fn is_over(&self, before: &str) -> bool {
+        let over = ["Succeeded", "Failed", "Cancelled"].contains(&self.migration("stage"));
+        over && self.migration("id") != before
+    }
+
     /// When the newest periodic checkpoint was made, if there is one.
     pub fn checkpointed(&self) -> Option<&str> {
         Some(self.text("/checkpointStatus/lastCheckpointTime")).filter(|time| !time.is_empty())
@@ -72,39 +78,45 @@ impl Status {
 }
 
 impl Application {
-    /// Applies it and waits until it can be moved. With `node`, it begins there.
-    pub fn start(name: &str, strategy: &str, interval: &str, node: Option<&str>) -> Result<Self, Failure> {
-        let app = Self::apply(name, strategy, interval, node)?;
+    /// Applies it and waits until it can be moved.
+    pub fn start(manifest: &Manifest<'_>) -> Result<Self, Failure> {
+        let app = Self::apply(manifest)?;
         app.wait_until_migratable()?;
         Ok(app)
     }
 
     /// Applies it.
-    pub fn apply(name: &str, strategy: &str, interval: &str, node: Option<&str>) -> Result<Self, Failure> {
-        // A wish: afterwards it may go anywhere.
-        let affinity = node.map(|node| {
-            json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference":
-                {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}}]}})
-        });
-        let object = json!({
-            "apiVersion": "migration.io/v1alpha1", "kind": "MigratableApp",
-            "metadata": {"name": name, "namespace": NAMESPACE},
-            "spec": {
-                "template": {"metadata": {"labels": {"app": name}}, "spec": {"affinity": affinity, "containers": [{
-                    "name": "redis", "image": "migration-sample:0.1.0", "command": ["redis-server"],
-                    "args": ["--save", "", "--protected-mode", "no", "--bind", "0.0.0.0", "--enable-debug-command", "yes"],
-                    "ports": [{"containerPort": PORT}],
-                    "readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 1},
-                    "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}}
-                }]}},
-                "checkpointPolicy": {"interval": interval, "keep": 3},
-                "migrationPolicy": {"strategy": strategy},
-                "storage": {"type": "minio", "bucket": "checkpoints", "endpoint": "http://10.82.0.1:9000", "region": "us-east-1",
-                    "credentialsSecret": "store-credentials"}
-            }
-        });
-        given(&["apply", "--validate=false", "-f", "-"], &object.to_string())?;
-        Ok(Self { name: name.to_owned() })
+    pub fn apply(manifest: &Manifest<'_>) -> Result<Self, Failure> {
+        let name = manifest.name.to_owned();
+        let applied = vec![format!("mapp/{name}")];
+        let app = Self { name, port: manifest.port, applied };
+        given(&["apply", "--validate=false", "-f", "-"], &manifest.object().to_string())?;
+        Ok(app)
+    }
+
+    /// Applies what makes its pods, `kind/name`, and waits until the operator knows the application and can move it. `also` goes with it.
+    pub fn inject(manifest: &Manifest<'_>, objects: &[Value]) -> Result<Self, Failure> {
+        let defaults = json!({"storage": storage(), "checkpointPolicy": {"interval": manifest.interval},
+            "migrationPolicy": {"strategy": manifest.strategy}});
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "migration-injection", "namespace": "migration-system"},
+            "data": {"defaults.yaml": defaults.to_string()}});
+        given(&["apply", "--namespace", "migration-system", "-f", "-"], &map.to_string())?;
+        let named = |object: &Value| {
+            let word = |value: &Value| value.as_str().unwrap_or_default().to_lowercase();
+            format!("{}/{}", word(&object["kind"]), word(&object["metadata"]["name"]))
+        };
+        let applied = objects.iter().map(named).collect();
+        let mut app = Self { name: String::new(), port: manifest.port, applied };
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        given(&["apply", "-f", "-"], &list.to_string())?;
+        app.name = until(PATIENCE, "the operator knows it", || {
+            let pods = get(&["pods", "-l", &format!("app={}", manifest.name)])?;
+            let name = pods["items"][0]["metadata"]["labels"]["migration.io/app"].as_str().map(str::to_owned);
+            Ok(name.filter(|name| get(&["mapp", name]).is_ok()))
+        })?;
+        app.wait_until_migratable()?;
+        Ok(app)
     }
 
     /// Waits until it can be moved.
@@ -120,28 +132,22 @@ impl Application {
         Ok(Status(get(&["mapp", &self.name])?["status"].clone()))
     }
 
-    /// The addresses of its pods.
+    /// Its pods.
+    pub fn pods(&self) -> Result<Vec<Value>, Failure> {
+        let found = get(&["pods", "-l", &format!("migration.io/app={}", self.name)])?;
+        Ok(found["items"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// Where its pods can be reached.
     pub fn addresses(&self) -> Result<Vec<SocketAddr>, Failure> {
-        let pods = get(&["pods", "-l", &format!("migration.io/app={}", self.name)])?;
-        let addresses = pods["items"].as_array().into_iter().flatten();
-        let addresses = addresses.filter_map(|pod| pod["status"]["podIP"].as_str()?.parse::<IpAddr>().ok());
-        Ok(addresses.map(|address| SocketAddr::new(address, PORT)).collect())
+        addresses(&self.name, self.port)
     }
 
-    /// A connection to where it is now.
-    pub fn client(&self) -> Result<Client, Failure> {
-        until(PATIENCE, &format!("{} answers", self.name), || {
-            let pod = get(&["pod", self.status()?.pod()])?;
-            let address: IpAddr = pod["status"]["podIP"].as_str().unwrap_or_default().parse()?;
-            Ok(Some(Client::connect_to(SocketAddr::new(address, PORT), ANSWER)?))
-        })
-    }
-
-    /// Fills it, and returns a digest of all its data.
-    pub fn fill(&self, mib: u64) -> Result<String, Failure> {
-        let mut client = self.client()?;
-        client.load(0, mib << 20)?;
-        Ok(client.digest()?)
+    /// Where it is now.
+    pub fn address(&self) -> Result<SocketAddr, Failure> {
+        let pod = get(&["pod", self.status()?.pod()])?;
+        let address: IpAddr = pod["status"]["podIP"].as_str().unwrap_or_default().parse()?;
+        Ok(SocketAddr::new(address, self.port))
     }
 
     /// Asks for it to be moved, as people do.
@@ -152,32 +158,80 @@ impl Application {
             .map(drop)
     }
 
+    /// Waits until its migration has reached a stage, or one after it, and returns what is said of it.
+    pub fn wait_for_stage(&self, before: &str, stage: &str) -> Result<Status, Failure> {
+        until(PATIENCE, &format!("{}: {stage}", self.name), || {
+            let status = self.status()?;
+            let begun = status.migration("id") != before;
+            Ok((begun && rank(status.migration("stage")) >= rank(stage)).then_some(status))
+        })
+    }
+
+    /// Waits until a migration other than `before` has ended, well or not.
+    pub fn wait_until_over(&self, before: &str) -> Result<Status, Failure> {
+        until(PATIENCE, &format!("{}: the migration is over", self.name), || {
+            let status = self.status()?;
+            Ok(status.is_over(before).then_some(status))
+        })
+    }
+
     /// Waits until a migration other than `before` has ended well, and returns what is said of it.
     pub fn wait_until_moved(&self, before: &str) -> Result<Status, Failure> {
-        let status = until(PATIENCE, &format!("{} has moved", self.name), || {
-            let status = self.status()?;
-            let over = ["Succeeded", "Failed", "Cancelled"].contains(&status.migration("stage"));
-            Ok((over && status.migration("id") != before).then_some(status))
-        })?;
+        let status = self.wait_until_over(before)?;
         match status.migration("stage") {
             "Succeeded" => Ok(status),
             stage => Err(format!("{}: {stage}: {}", self.name, status.migration("message")).into()),
         }
     }
 
-    /// Compares all of its data with what it was.
-    pub fn compare(&self, digest: &str) -> Result<(), Failure> {
-        match self.client()?.digest()? {
-            now if now == digest => Ok(()),
-            now => Err(format!("{}: its data is {now} and was {digest}", self.name).into()),
-        }
+    /// What its events say, one a line, with their reasons.
+    pub fn events(&self) -> Result<String, Failure> {
+        let found = get(&["events", "--field-selector", &format!("involvedObject.name={}", self.name)])?;
+        let lines = found["items"].as_array().into_iter().flatten().map(|event| {
+            let word = |field: &str| event[field].as_str().unwrap_or_default().to_owned();
+            let (kind, reason, text) = (word("type"), word("reason"), word("message"));
+            let text = if text.is_empty() { word("note") } else { text };
+            format!("{kind} {reason} {text}")
+        });
+        Ok(lines.collect::<Vec<_>>().join("\n"))
     }
+}
+
+/// Where the pods of an application of this name can be reached.
+pub fn addresses(name: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
+    let pods = get(&["pods", "-l", &format!("migration.io/app={name}")])?;
+    let addresses = pods["items"].as_array().into_iter().flatten();
+    let addresses = addresses.filter_map(|pod| pod["status"]["podIP"].as_str()?.parse::<IpAddr>().ok());
+    Ok(addresses.map(|address| SocketAddr::new(address, port)).collect())
+}
+
+/// How far a stage is.
+fn rank(stage: &str) -> usize {
+    let stages =
+        ["ChoosingTarget", "Preparing", "Dumping", "Restoring", "Filling", "RemovingSource", "Succeeded"];
+    stages.iter().position(|one| *one == stage).unwrap_or_default()
 }
 
 impl Drop for Application {
     fn drop(&mut self) {
-        if let Err(error) = kubectl(&["delete", "mapp", &self.name, "--timeout=120s"]) {
-            eprintln!("scenario: {error}");
+        let mut names: Vec<&str> = self.applied.iter().map(String::as_str).collect();
+        // What its maker leaves behind has to be gone before the next one comes.
+        let app = format!("mapp/{}", self.name);
+        if !self.name.is_empty() && !names.contains(&app.as_str()) {
+            names.push(&app);
+        }
+        for name in names {
+            if let Err(error) = kubectl(&["delete", name, "--ignore-not-found", "--timeout=120s"]) {
+                eprintln!("scenario: {error}");
+            }
+        }
+        let gone = until(PATIENCE, &format!("{} is gone", self.name), || {
+            let left =
+                kubectl(&["get", "pods", "-o", "name", "-l", &format!("migration.io/app={}", self.name)])?;
+            Ok(left.trim().is_empty().then_some(()))
+        });
+        if let Err(error) = gone {
+            eprintln!("scenario: {NAMESPACE}: {error}");
         }
     }
 }

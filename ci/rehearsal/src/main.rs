@@ -5,7 +5,11 @@
 
 mod application;
 mod cluster;
+mod faults;
+mod http;
+mod manifest;
 mod observer;
+mod redis;
 mod scenarios;
 mod timeline;
 
@@ -25,6 +29,12 @@ struct Cli {
     /// How its memory gets there: full, lazy-storage, lazy-direct or lazy-hybrid
     #[arg(long, value_name = "STRATEGY", default_value = "lazy-storage")]
     strategy: String,
+    /// How often it moves (back-and-forth)
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    moves: u64,
+    /// What chooses strategies and faults (back-and-forth)
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -33,12 +43,34 @@ enum Scenario {
     Spot,
     /// Somebody asks for it with an annotation
     Manual,
+    /// The cloud recommends to leave a node
+    Rebalance,
+    /// A Deployment's pod moves
+    Deployment,
+    /// A StatefulSet's pod moves
+    Statefulset,
     /// A node ends without notice: its application goes on from the last periodic checkpoint
     NodeVanishes,
+    /// A second notice comes while pages still arrive
+    SecondNotice,
+    /// The target's node ends in the middle of the restore
+    TargetDies,
+    /// The store is away for a minute, from the moment the application stands still
+    StoreDown,
     /// Ten applications of one node move at once
     TenApps,
     /// The operator is killed in every stage of a migration
     OperatorKilled,
+    /// Children, threads, open files on a volume, and a log
+    Tree,
+    /// The same, and it ignores signals
+    Stubborn,
+    /// The target cannot have the application's image, or has another one
+    WrongImage,
+    /// memcached, nginx, numpy, Node.js and Java
+    Applications,
+    /// Many moves with random strategies and faults
+    BackAndForth,
 }
 
 /// Why a scenario has failed.
@@ -50,9 +82,20 @@ fn main() -> ExitCode {
     let result = match cli.scenario {
         Scenario::Spot => scenarios::spot(strategy, mib(64)),
         Scenario::Manual => scenarios::manual(strategy, mib(64)),
+        Scenario::Rebalance => scenarios::rebalance(strategy, mib(64)),
+        Scenario::Deployment => scenarios::deployment(strategy, mib(64)),
+        Scenario::Statefulset => scenarios::stateful_set(strategy, mib(64)),
         Scenario::NodeVanishes => scenarios::node_vanishes(strategy, mib(64)),
+        Scenario::SecondNotice => scenarios::second_notice(strategy, mib(64)),
+        Scenario::TargetDies => scenarios::target_dies(mib(64)),
+        Scenario::StoreDown => scenarios::store_down(strategy, mib(64)),
         Scenario::TenApps => scenarios::ten_apps(strategy, mib(8)),
         Scenario::OperatorKilled => scenarios::operator_killed(strategy, mib(16)),
+        Scenario::Tree => scenarios::tree(strategy),
+        Scenario::Stubborn => scenarios::stubborn(strategy),
+        Scenario::WrongImage => scenarios::wrong_image(strategy, mib(64)),
+        Scenario::Applications => scenarios::applications(strategy),
+        Scenario::BackAndForth => scenarios::back_and_forth(mib(32), cli.moves, cli.seed),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

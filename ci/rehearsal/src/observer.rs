@@ -15,7 +15,13 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use crate::{Failure, application::Application, cluster};
+use migration_harness::redis::Reply;
+
+use crate::{
+    Failure,
+    application::{Application, addresses as addresses_of},
+    cluster, redis,
+};
 
 /// Key of the count.
 const COUNT: &[u8] = b"observed";
@@ -65,12 +71,11 @@ impl Observer {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let looks = {
             let (stop, addresses) = (Arc::clone(&stop), Arc::clone(&addresses));
-            let name = application.name.clone();
+            let (name, port) = (application.name.clone(), application.port);
             move || {
                 while !stop.load(Ordering::Relaxed) {
-                    let application = std::mem::ManuallyDrop::new(Application { name: name.clone() });
                     // An API server that does not answer changes nothing about where pods are.
-                    if let Ok(found) = application.addresses() {
+                    if let Ok(found) = addresses_of(&name, port) {
                         *lock(&addresses) = found.into_iter().collect();
                     }
                     thread::sleep(LOOK);
@@ -121,10 +126,17 @@ impl Drop for Observer {
     }
 }
 
-/// Takes the observer's own key away again, so that data can be compared.
-pub fn forget(application: &Application) -> Result<(), Failure> {
-    application.client()?.command(&[b"DEL", COUNT])?;
-    Ok(())
+/// Takes the observer's own key away again and compares all other data with what it was. A write that was given up may still be on its
+/// way where a link was cut, and make the key anew.
+pub fn compare_without(application: &Application, digest: &str) -> Result<(), Failure> {
+    let forget = || Ok::<_, Failure>(redis::client(application)?.command(&[b"DEL", COUNT])?);
+    forget()?;
+    loop {
+        let result = redis::compare(application, digest);
+        if result.is_ok() || forget()? == Reply::Integer(0) {
+            return result;
+        }
+    }
 }
 
 /// A connection that is let go without waiting for the other end, which may be stopped.

@@ -1,4 +1,4 @@
-//! What happened when, for people to read at the end.
+//! What happened when, for people to read at the end: it is printed when it is dropped.
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -63,9 +63,11 @@ impl Timeline {
             ));
         }
     }
+}
 
-    /// All of it, in order.
-    pub fn print(mut self) {
+impl Drop for Timeline {
+    /// All of it, in order, however it ended.
+    fn drop(&mut self) {
         self.moments.sort_by_key(|(moment, _)| *moment);
         println!();
         for (moment, what) in &self.moments {

@@ -102,7 +102,7 @@ fn take_name(case: &Case<'_>, exhausted: bool) -> Decision {
 /// The target's pod becomes ready.
 pub(super) fn prepare(case: &Case<'_>) -> Decision {
     if case.timed_out() {
-        return give_up(case, "the target was not ready in time");
+        return give_up(case, &case.not_ready("the target was not ready in time"));
     }
     if case.seen.target_doomed {
         return case.record(|next| other_target(next, false));
@@ -119,9 +119,11 @@ pub(super) fn prepare(case: &Case<'_>) -> Decision {
         PodSeen::Gone => Decision::Do(Effect::CreateTarget),
         PodSeen::Ended if case.seen.superseded => failed(case, FailureKind::Refused, case.why_not_ready()),
         PodSeen::Ended | PodSeen::Leaving => failed(case, FailureKind::Passing, case.why_not_ready()),
-        PodSeen::Starting | PodSeen::Silent if case.lasted() > case.limits.prepare => {
-            failed(case, FailureKind::Passing, "the target's pod did not become ready in time")
-        }
+        PodSeen::Starting | PodSeen::Silent if case.lasted() > case.limits.prepare => failed(
+            case,
+            FailureKind::Passing,
+            &case.not_ready("the target's pod did not become ready in time"),
+        ),
         PodSeen::Starting | PodSeen::Silent => case.wait(),
     }
 }
@@ -139,7 +141,10 @@ pub(super) fn restore(case: &Case<'_>) -> Decision {
             next.operation = None;
             next.resumed_at = Some(MicroTime(case.now));
             next.blackout_ms = blackout(next, done);
-            next.message = None;
+            // Why it had to come back is told at the end.
+            if !next.returns() {
+                next.message = None;
+            }
         }),
         OperationSeen::Failed(Failure { kind, message, .. }) => failed(case, *kind, message),
         // Nothing of it runs, whatever it was asked.

@@ -54,7 +54,7 @@ pub(super) fn prepare(case: &Case<'_>) -> Decision {
         _ => {}
     }
     if case.lasted() > case.limits.prepare && case.seen.target != PodSeen::Ready {
-        return fail_target(case, "the target's pod did not become ready in time");
+        return fail_target(case, &case.not_ready("the target's pod did not become ready in time"));
     }
     case.wait()
 }
@@ -102,9 +102,9 @@ fn over(case: &Case<'_>) -> Option<Decision> {
 
 fn out_of_time(case: &Case<'_>) -> Decision {
     let what = match case.written.stage {
-        MigrationStage::ChoosingTarget => "no node was found in time",
-        MigrationStage::Preparing => "the target was not ready in time",
-        _ => "the final dump did not end in time",
+        MigrationStage::ChoosingTarget => "no node was found in time".to_owned(),
+        MigrationStage::Preparing => case.not_ready("the target was not ready in time"),
+        _ => "the final dump did not end in time".to_owned(),
     };
     let last = case.written.message.as_deref().map(|last| format!(" ({last})")).unwrap_or_default();
     case.end(MigrationStage::Failed, &format!("{what}{last}; the application runs on where it was"))

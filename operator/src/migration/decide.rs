@@ -196,6 +196,14 @@ impl Case<'_> {
         self.seen.refused.as_deref().unwrap_or("the target's pod ended before it was ready")
     }
 
+    /// That the target was not ready in time, and what it waits for.
+    pub fn not_ready(&self, what: &str) -> String {
+        match &self.seen.target_waits {
+            Some(waits) => format!("{what} ({waits})"),
+            None => what.to_owned(),
+        }
+    }
+
     /// Whoever makes the target's pod has not done so in time.
     pub fn never_made(&self) -> bool {
         self.seen.target == PodSeen::Gone

@@ -17,6 +17,8 @@ pub struct Seen {
     pub refused: Option<String>,
     /// Whether there never will be one: another program runs in its stead.
     pub superseded: bool,
+    /// What keeps the target's pod from being ready, as its machine says.
+    pub target_waits: Option<String>,
     /// Whether the source's pod was released from its ReplicaSet.
     pub source_released: bool,
     /// Nodes that can take it, best first; never the source's, never one about to vanish.
@@ -48,6 +50,7 @@ impl Default for Seen {
             target_node: None,
             refused: None,
             superseded: false,
+            target_waits: None,
             source_released: false,
             nodes: Vec::new(),
             operation: OperationSeen::Unknown,
