@@ -202,6 +202,7 @@ impl Filler {
 
     /// Begins to fetch everything nobody has asked for yet.
     pub fn start_background(self: &Arc<Self>) {
+        self.pace.begin(Instant::now());
         self.background.store(true, Ordering::Release);
         self.refill();
     }

@@ -7,17 +7,15 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-/// Fill never stops: processes that touch missing pages all the time would never have their last one, and pages can be late for
-/// other reasons than fill. A hundredth of a second of a link of 300 MB/s.
-const LEAST_BYTES: u64 = 4 << 20;
-/// What is under way first: the pages that matter most are wanted when a process has just begun to run.
-const FIRST_BYTES: u64 = 4 << 20;
+/// What is under way first, and at least in the first second: what a process wants when it has just begun to run matters most.
+/// Twice as much in every later second, for the last page has to come too, and pages can be late for other reasons than fill.
+const FIRST_BYTES: u64 = 512 << 10;
 /// A page that comes that much later than it could does not stand in a queue: threads and processors take turns.
 const SLACK: Duration = Duration::from_millis(5);
 /// For how long nobody must have waited for fill to get all it can.
@@ -32,13 +30,13 @@ const UNITS: u64 = 4;
 pub struct Pace {
     /// Bytes that may be under way.
     window: AtomicU64,
-    least: u64,
     most: u64,
     seen: Mutex<Seen>,
 }
 
 #[derive(Debug)]
 struct Seen {
+    began: Instant,
     /// The shortest time of a single page now, and in the time before.
     quickest: [Duration; 2],
     since: Instant,
@@ -49,9 +47,13 @@ struct Seen {
 impl Pace {
     /// At most `most` bytes.
     pub fn new(most: u64, now: Instant) -> Self {
-        let seen = Seen { quickest: [Duration::MAX; 2], since: now, last: None, cut: None };
-        let least = LEAST_BYTES.min(most);
-        Self { window: AtomicU64::new(FIRST_BYTES.min(most)), least, most, seen: Mutex::new(seen) }
+        let seen = Seen { began: now, quickest: [Duration::MAX; 2], since: now, last: None, cut: None };
+        Self { window: AtomicU64::new(FIRST_BYTES.min(most)), most, seen: Mutex::new(seen) }
+    }
+
+    /// Fill begins.
+    pub fn begin(&self, now: Instant) {
+        self.seen().began = now;
     }
 
     /// Bytes that may be under way.
@@ -61,12 +63,12 @@ impl Pace {
 
     /// Bytes of one request at most, of `limit` that it could have.
     pub fn unit(&self, limit: u64) -> u64 {
-        limit.min((self.window() / UNITS).max(self.least / UNITS))
+        limit.min(self.window() / UNITS)
     }
 
     /// A page that a thread waits for took that long to come.
     pub fn page_came(&self, after: Duration, now: Instant) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen();
         if now.saturating_duration_since(seen.since) > BELIEVED {
             seen.quickest = [Duration::MAX, seen.quickest[0]];
             seen.since = now;
@@ -80,18 +82,27 @@ impl Pace {
         // What was under way before the last cut tells nothing of its effect.
         if seen.cut.is_none_or(|cut| now.saturating_duration_since(cut) >= after) {
             seen.cut = Some(now);
-            let window = self.window();
-            self.window.store((window / 2).max(self.least), Ordering::Relaxed);
+            self.window.store((self.window() / 2).max(self.least(&seen, now)), Ordering::Relaxed);
         }
     }
 
     /// So many bytes of fill are done.
     pub fn filled(&self, bytes: u64, now: Instant) {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.seen();
         let waits = seen.last.is_some_and(|last| now.saturating_duration_since(last) < QUIET);
-        // Twice as much with every round trip while nobody waits.
-        let more = if waits { bytes / 8 } else { bytes };
-        self.window.store((self.window() + more).min(self.most), Ordering::Relaxed);
+        // Twice as much with every round trip while nobody waits, and until that was too much.
+        let more = if waits && seen.cut.is_some() { bytes / 8 } else { bytes };
+        let window = (self.window() + more).max(self.least(&seen, now));
+        self.window.store(window.min(self.most), Ordering::Relaxed);
+    }
+
+    fn least(&self, seen: &Seen, now: Instant) -> u64 {
+        let seconds = now.saturating_duration_since(seen.began).as_secs();
+        (FIRST_BYTES << seconds.min(16)).min(self.most)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -120,19 +131,36 @@ mod tests {
 
     #[test]
     fn fill_gives_way_to_pages_that_come_late_and_gets_its_part_back() {
-        let mut now = Instant::now();
+        let now = Instant::now();
         let pace = Pace::new(MOST, now);
         pace.page_came(3 * MS, now);
-        pace.filled(MOST, now + QUIET);
+        pace.filled(MOST, now);
         assert_eq!(pace.window(), MOST);
-        for _ in 0..20 {
-            now += 100 * MS;
-            pace.page_came(100 * MS, now);
+        for late in 1..10 {
+            pace.page_came(100 * MS, now + 100 * late * MS);
         }
-        assert_eq!((pace.window(), pace.unit(4 << 20)), (LEAST_BYTES, LEAST_BYTES / UNITS));
-        pace.page_came(5 * MS, now);
-        pace.filled(8 << 20, now + MS);
-        assert_eq!(pace.window(), LEAST_BYTES + (1 << 20));
+        assert_eq!((pace.window(), pace.unit(4 << 20)), (FIRST_BYTES, FIRST_BYTES / UNITS));
+        pace.page_came(5 * MS, now + 910 * MS);
+        pace.filled(8 << 20, now + 911 * MS);
+        assert_eq!(pace.window(), FIRST_BYTES + (1 << 20));
+    }
+
+    #[test]
+    fn fill_that_has_to_give_way_all_the_time_ends_all_the_same() {
+        let begun = Instant::now();
+        let pace = Pace::new(MOST, begun);
+        pace.begin(begun + 60_000 * MS);
+        pace.page_came(MS, begun + 60_000 * MS);
+        let mut windows = Vec::new();
+        for second in [60, 61, 62, 64, 70] {
+            for tenth in 1..10 {
+                let now = begun + (second * 1000 + tenth * 100) * MS;
+                pace.page_came(MS, now);
+                pace.page_came(100 * MS, now + MS);
+            }
+            windows.push(pace.window() / FIRST_BYTES);
+        }
+        assert_eq!(windows, [1, 2, 4, 16, 128]);
     }
 
     #[test]

@@ -66,7 +66,12 @@ pub fn run(options: &Options) -> Result<Outcome, Box<dyn Error>> {
             let (mut blackout, mut resident) = (Vec::new(), Vec::new());
             for round in 1..=options.rounds {
                 let sample = measure(strategy, mib)?;
-                eprintln!("migrate, {strategy}, {mib} MiB, round {round}: blackout {:.0} ms", sample.0);
+                let (all, [dump, restore]) = (sample.0, sample.2);
+                let rest = all - dump - restore;
+                eprintln!(
+                    "migrate, {strategy}, {mib} MiB, round {round}: blackout {all:.0} ms: {dump:.0} final dump, {restore:.0} restore, \
+                     {rest:.0} until an answer, less what went before the freeze"
+                );
                 blackout.push(sample.0);
                 resident.push(sample.1);
             }
@@ -93,8 +98,9 @@ pub fn run(options: &Options) -> Result<Outcome, Box<dyn Error>> {
     Ok(Outcome { bench: "migrate", machine, figures })
 }
 
-/// Milliseconds of blackout, and from the beginning of the final dump until all pages were there.
-fn measure(strategy: &str, mib: u64) -> Result<(f64, f64), Box<dyn Error>> {
+/// Milliseconds of blackout, from the beginning of the final dump until all pages were there, and of the final dump and the restore
+/// as who asked for them saw them.
+fn measure(strategy: &str, mib: u64) -> Result<(f64, f64, [f64; 2]), Box<dyn Error>> {
     let place = tempfile::Builder::new().prefix("bench-").tempdir_in("/dev/shm")?;
     let objects = place.path().join("objects");
     std::fs::create_dir(&objects)?;
@@ -148,11 +154,12 @@ fn measure(strategy: &str, mib: u64) -> Result<(f64, f64), Box<dyn Error>> {
     front.wait()?;
     let moved: Value = serde_json::from_slice(&output.stdout)?;
     let steps = moved["timeline"].as_array().ok_or("no timeline")?;
-    let dump =
-        steps.iter().find(|step| step["name"] == "final dump").and_then(|step| step["begun_ms"].as_f64());
+    let step = |name: &str| steps.iter().find(|step| step["name"] == name).ok_or(format!("no {name}"));
+    let took = |name: &str| Ok::<f64, Box<dyn Error>>(step(name)?["took_ms"].as_f64().ok_or("no time")?);
+    let dump = step("final dump")?["begun_ms"].as_f64();
     let last = steps.last().and_then(|step| Some(step["begun_ms"].as_f64()? + step["took_ms"].as_f64()?));
     let resident = last.ok_or("no end")? - dump.ok_or("no final dump")?;
-    Ok((blackout.as_secs_f64() * 1e3, resident))
+    Ok((blackout.as_secs_f64() * 1e3, resident, [took("final dump")?, took("restore")?]))
 }
 
 /// Starts an agent on a machine, which then is there for it.
