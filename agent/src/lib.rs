@@ -62,6 +62,7 @@ pub mod hook;
 mod host;
 pub mod launcher;
 pub mod migrate;
+mod output;
 mod page_server;
 mod page_sink;
 mod pagemap;

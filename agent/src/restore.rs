@@ -61,6 +61,7 @@ use crate::{
     hook::{Hook, HookEvent, HookFacts},
     host,
     launcher::Waiting,
+    output,
     page_server::{Log, PageServerProcess, Served},
     progress::{Progress, Stage},
     tree,
@@ -384,6 +385,9 @@ impl Agent {
                 Notification::PostRestore { pid } => {
                     built = true;
                     claim.granted()?;
+                    if !manifest.streams.is_empty() {
+                        output::append(&manifest.tasks, &request.stdio)?;
+                    }
                     // Later than this, CRIU lets the tree run whatever the answer is.
                     if !request.cancel.pass() {
                         return Err(AgentError::Cancelled.into());

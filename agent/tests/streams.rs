@@ -102,14 +102,27 @@ fn a_detached_workload_goes_on_in_the_output_file() {
     run.wait().unwrap();
     common::collect_orphans();
 
-    let restored = fixture.json(&["restore", "--app", "app", "--detach"]);
-    let log = restored["output"].as_str().unwrap();
-    let grows =
-        || std::fs::read_to_string(log).is_ok_and(|text| text.contains("tick") && text.contains("tock"));
-    let grown = process::wait_until(LIMIT, grows);
+    // What an earlier one has written there stays.
+    let log = fixture.path().join("output");
+    std::fs::write(&log, "before\n").unwrap();
+    let restored = fixture.json(&["restore", "--app", "app", "--detach", "--output", log.to_str().unwrap()]);
+    assert_eq!(restored["output"].as_str().map(std::path::Path::new), Some(log.as_path()));
+    let lines = |word: &str| -> Vec<u64> {
+        let text = std::fs::read_to_string(&log).unwrap();
+        text.lines().filter_map(|line| line.strip_prefix(word)?.trim().parse().ok()).collect()
+    };
+    let grown = process::wait_until(LIMIT, || lines("tick").len() > 20 && lines("tock").len() > 20);
     process::end(pid).unwrap();
     process::wait_gone(pid, LIMIT);
-    assert!(grown, "nothing arrives in {log}");
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(grown, "{text}");
+    // Neither stream is written over the other, or over what was there.
+    let (ticks, tocks) = (lines("tick"), lines("tock"));
+    for numbers in [&ticks, &tocks] {
+        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{text}");
+    }
+    assert_eq!(text.lines().count(), 1 + ticks.len() + tocks.len(), "{text}");
+    assert!(text.starts_with("before\n"), "{text}");
 }
 
 #[test]
