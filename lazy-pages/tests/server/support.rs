@@ -128,8 +128,6 @@ type Behaviour = Box<dyn Fn(&str, u64, Bytes) -> Answer + Send + Sync>;
 pub enum Answer {
     Bytes(Bytes),
     Later(Duration, Bytes),
-    /// Once the other end of the channel is dropped.
-    Released(watch::Receiver<()>, Bytes),
     Error(StoreError),
 }
 
@@ -137,6 +135,8 @@ pub enum Answer {
 pub struct TestStore {
     objects: Mutex<HashMap<String, Bytes>>,
     behaviour: Mutex<Option<Arc<Behaviour>>>,
+    /// Reads of this many bytes and more wait until the other end of the channel is dropped.
+    held: Mutex<Option<(u64, watch::Receiver<()>)>>,
 }
 
 impl fmt::Debug for TestStore {
@@ -147,13 +147,18 @@ impl fmt::Debug for TestStore {
 
 impl TestStore {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { objects: Mutex::default(), behaviour: Mutex::default() })
+        Arc::new(Self { objects: Mutex::default(), behaviour: Mutex::default(), held: Mutex::default() })
     }
 
     /// Answers no read before what is returned is dropped: until then no page arrives.
     pub fn hold(&self) -> watch::Sender<()> {
+        self.hold_from(0)
+    }
+
+    /// The same for reads of at least `bytes`.
+    pub fn hold_from(&self, bytes: u64) -> watch::Sender<()> {
         let (hold, held) = watch::channel(());
-        self.behave(move |_, _, bytes| Answer::Released(held.clone(), bytes));
+        *self.held.lock().unwrap() = Some((bytes, held));
         hold
     }
 
@@ -185,6 +190,10 @@ impl ObjectStore for TestStore {
     }
 
     async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        let held = self.held.lock().unwrap().clone();
+        if let Some((_, mut held)) = held.filter(|(from, _)| length >= *from) {
+            while held.changed().await.is_ok() {}
+        }
         let object = self.get(key, u64::MAX).await?;
         let bytes = object.slice(offset as usize..(offset + length) as usize);
         let behaviour = self.behaviour.lock().unwrap().clone();
@@ -192,10 +201,6 @@ impl ObjectStore for TestStore {
             Answer::Bytes(bytes) => Ok(bytes),
             Answer::Later(delay, bytes) => {
                 tokio::time::sleep(delay).await;
-                Ok(bytes)
-            }
-            Answer::Released(mut held, bytes) => {
-                while held.changed().await.is_ok() {}
                 Ok(bytes)
             }
             Answer::Error(error) => Err(error),
