@@ -130,7 +130,12 @@ async fn gone(ctx: &Context, app: MigratableApp, place: &Place) -> Result<Durati
     match found.pod {
         // It was written down and not created yet.
         None if not_made_yet => Box::pin(created(ctx, app, name)).await,
-        pod if restart::is_wanted(&app) => {
+        // No memory is lost by it: it was to end, has ended by itself, or there is none to go on with.
+        pod if restart::is_under_way(&app)
+            || restart::is_wanted(&app)
+                && (pod.as_ref().is_some_and(|pod| completed(pod) || ended_by_itself(pod))
+                    || status.checkpoint_status.is_none()) =>
+        {
             if pod.is_some() {
                 delete_pod(ctx, &app, place).await?;
             }

@@ -247,9 +247,22 @@ pub async fn answer_trigger(ctx: &Context, app: &MigratableApp, pod: &str) -> Re
 /// # Errors
 /// When the API server does not answer.
 pub async fn remove_annotation(ctx: &Context, app: &MigratableApp, name: &str) -> Result<(), Error> {
+    annotate(ctx, app, name, None).await
+}
+
+/// Puts an annotation on the application, or takes it off.
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn annotate(
+    ctx: &Context,
+    app: &MigratableApp,
+    name: &str,
+    value: Option<&str>,
+) -> Result<(), Error> {
     ctx.must_lead()?;
-    let patch = json!({"metadata": {"annotations": {name: null}}});
+    let patch = json!({"metadata": {"annotations": {name: value}}});
     let apps = ctx.apps(&app.namespace().unwrap_or_default());
     let done = apps.patch_metadata(&app.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await;
-    done.map(drop).map_err(Error::kube("take an annotation off the application"))
+    done.map(drop).map_err(Error::kube("change an annotation of the application"))
 }

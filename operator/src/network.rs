@@ -1,12 +1,13 @@
 //! Who reaches the agents of an application: a NetworkPolicy for its pods, where the operator was started with `--network-policies`.
 //!
 //! What always holds:
-//! - **The application is never cut off.** A policy that selects a pod closes all that it does not open, so that this one opens every port
+//! - **The application is not cut off by it.** A policy that selects a pod closes all that it does not open, so that this one opens every port
 //!   but the agent's to everybody. That takes ranges of ports (`endPort`, Kubernetes 1.22): an API server that does not keep them is
 //!   found out by asking it first, and gets no policy at all. A network plugin that does not know them cannot be found out, which is why
 //!   nothing of this happens unless somebody who knows the cluster asks for it.
 //! - **Nothing that somebody else has closed is opened.** Policies add up. Where another one already isolates the pods, this one opens
-//!   the agent's port to those who need it, and nothing else.
+//!   the agent's port to those who need it, and nothing else. Whether one does is looked at every five minutes: for so long after that one
+//!   was taken away, this one keeps the other ports closed.
 //! - The agent's port is open to the operator, and to pods of the same application: a target's agent asks the source's for pages.
 //! - It belongs to the application's object, and goes with it.
 //!

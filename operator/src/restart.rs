@@ -7,11 +7,13 @@
 //! Nobody's processes are ended because a template was changed: somebody has to ask for it with [`RESTART_ANNOTATION`]. Then
 //!
 //! 1. a last checkpoint is made; if that fails, nothing is changed, and it is said why,
-//! 2. the pod is deleted, that very one,
+//! 2. the annotation names the pod that is to end, and that very one is deleted,
 //! 3. once it is gone, the application is started anew in another, and the annotation is taken off.
 //!
-//! The annotation is all that is written down of it, so that whoever takes over goes on: a pod that is gone while it is there is
-//! not restored. Checkpoints from before stay in the store, and are not taken for those of the new run.
+//! The annotation is all that is written down of it, and enough for whoever takes over: a pod that is named by it and still runs is
+//! checkpointed and deleted, one that is gone is not restored, and where another one runs already, all is done. A pod that is lost before
+//! it was named is restored from its last checkpoint as any other, and then started anew. Checkpoints from before stay in the store, and
+//! are not taken for those of the new run.
 
 use std::time::Duration;
 
@@ -26,7 +28,7 @@ use crate::{
     checkpoints,
     context::Context,
     error::Error,
-    migrate::{fresh, remove_annotation},
+    migrate::{annotate, fresh, remove_annotation},
     migration::PodSeen,
     observe::{self, Look, current_place, now},
     start,
@@ -37,9 +39,23 @@ use crate::{
 /// How often the last checkpoint is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// What the annotation says, before the uid of the pod that ends, once a last checkpoint was made.
+const ENDING: &str = "ending-";
+
 /// Whether somebody wants it started anew. Where others make its pods, they are who to ask.
 pub fn is_wanted(app: &MigratableApp) -> bool {
-    trigger::is_set(app.annotations(), RESTART_ANNOTATION) && app.spec.injection.is_none()
+    app.spec.injection.is_none()
+        && (trigger::is_set(app.annotations(), RESTART_ANNOTATION) || ending(app).is_some())
+}
+
+/// Whether its pod was to end for that: it is not restored when it is gone.
+pub fn is_under_way(app: &MigratableApp) -> bool {
+    app.spec.injection.is_none() && ending(app).is_some()
+}
+
+/// The pod that ends for it.
+fn ending(app: &MigratableApp) -> Option<&str> {
+    app.annotations().get(RESTART_ANNOTATION)?.strip_prefix(ENDING)
 }
 
 /// Says whether what runs is what the template says.
@@ -66,8 +82,15 @@ pub async fn tell(ctx: &Context, app: &MigratableApp, status: &mut MigratableApp
 /// # Errors
 /// When the API server or the agent does not answer.
 pub async fn asked(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<Option<Duration>, Error> {
-    if !trigger::is_set(app.annotations(), RESTART_ANNOTATION) {
-        return Ok(None);
+    match ending(app) {
+        // Whoever was at it died in the middle. It has run on since, so that there is another last checkpoint.
+        Some(ended) if pod.metadata.uid.as_deref() == Some(ended) => {}
+        Some(_) => {
+            remove_annotation(ctx, app, RESTART_ANNOTATION).await?;
+            return Ok(Some(LOOK));
+        }
+        None if trigger::is_set(app.annotations(), RESTART_ANNOTATION) => {}
+        None => return Ok(None),
     }
     if app.spec.injection.is_some() {
         let why =
@@ -119,6 +142,8 @@ async fn end(ctx: &Context, app: &MigratableApp) -> Result<Duration, Error> {
     if let (Some(pod), PodSeen::Ready) = (found.pod, found.seen) {
         let note = "a checkpoint was made; it is started anew, as the template is now";
         ctx.event(&app, EventType::Normal, "Restarting", note).await;
+        let named = format!("{ENDING}{}", pod.metadata.uid.clone().unwrap_or_default());
+        annotate(ctx, &app, RESTART_ANNOTATION, Some(&named)).await?;
         delete_exactly(ctx, &app, pod).await?;
     }
     Ok(LOOK)

@@ -537,3 +537,58 @@ async fn a_changed_template_takes_effect_when_somebody_asks_for_it_and_not_befor
     assert!(!scene.apps().get("app").await.unwrap().annotations().contains_key("migration.io/restart"));
     scene.assert_runs_once("app").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_that_died_while_it_started_an_application_anew_has_it_done_once() {
+    let scene = Scene::new("restart-crash").await;
+    let _operator = scene.operator();
+    scene.create("app", json!({})).await;
+    let pod = scene.until_running("app").await.current_pod_name.unwrap();
+    let uid = || async { scene.pods().get(&pod).await.unwrap().metadata.uid.unwrap() };
+    let first = uid().await;
+    let still_asked = || async {
+        scene.apps().get("app").await.unwrap().annotations().contains_key("migration.io/restart")
+    };
+
+    // It had started another pod, and not said yet that all is done.
+    scene.annotate_app("app", json!({"migration.io/restart": "ending-another"})).await;
+    let begun = std::time::Instant::now();
+    while still_asked().await {
+        assert!(begun.elapsed() < support::PATIENCE, "the annotation stays");
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!((uid().await, scene.world.app(&scene.full_name("app")).launches), (first.clone(), 1));
+
+    // It had named the pod, and not deleted it.
+    let saved = scene.world.app(&scene.full_name("app")).checkpoints.len();
+    scene.annotate_app("app", json!({"migration.io/restart": format!("ending-{first}")})).await;
+    let anew = |status: &MigratableAppStatus| status.current_pod_name.as_ref() != Some(&pod);
+    scene.until("app", "started anew", |status| anew(status) && holds(status, "Ready")).await;
+    let world = scene.world.app(&scene.full_name("app"));
+    assert_eq!((world.launches, world.restores), (2, 0));
+    assert!(world.checkpoints.len() > saved, "what ran on had another last checkpoint");
+    assert!(!still_asked().await);
+    scene.assert_runs_once("app").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_is_lost_before_its_last_checkpoint_is_restored_and_then_started_anew() {
+    let scene = Scene::new("restart-lost").await;
+    let _operator = scene.operator();
+    scene.create("app", json!({"checkpointPolicy": {"interval": "1s", "autoAdjust": false}})).await;
+    scene.until("app", "checkpointed", |status| holds(status, "Checkpointed")).await;
+    let pod = scene.status("app").await.current_pod_name.unwrap();
+    // No checkpoint ends any more in this pod.
+    scene.world.fate(OperationKind::PreCheckpoint, Fate::Hangs);
+    scene.annotate_app("app", json!({"migration.io/restart": "requested"})).await;
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(scene.status("app").await.current_pod_name.as_ref(), Some(&pod));
+    scene.pods().delete(&pod, &Default::default()).await.unwrap();
+    let recovered = scene.until_over("app", 1).await;
+    assert_eq!(recovered.migration.as_ref().unwrap().stage, Stage::Succeeded, "{}", pretty(&recovered));
+    let full_name = scene.full_name("app");
+    let anew = |_: &MigratableAppStatus| scene.world.app(&full_name).launches == 2;
+    scene.until("app", "started anew", |status| anew(status) && holds(status, "Ready")).await;
+    assert_eq!(scene.world.app(&full_name).restores, 1, "what was lost went on first");
+    scene.assert_runs_once("app").await;
+}
