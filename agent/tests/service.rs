@@ -10,8 +10,8 @@ use std::{
 };
 
 use common::{
-    Fixture, LIMIT, collect_orphans, intact,
-    service::{SOON, Service},
+    Fixture, LIMIT, intact,
+    service::{SOON, Service, runs_free, wait_gone},
 };
 use migration_agent::client;
 use migration_harness::{process, workload::Workload};
@@ -24,21 +24,6 @@ use serde_json::Value;
 /// The command line of a final dump or a checkpoint through the service.
 fn asking<'a>(address: &'a str, pid: &'a str, operation: &'a str) -> Vec<&'a str> {
     vec!["checkpoint", "--app", "app", "--pid", pid, "--agent", address, "--operation", operation]
-}
-
-#[track_caller]
-fn wait_gone(workload: &Workload) {
-    for task in workload.tasks().iter().rev() {
-        assert!(process::wait_gone(task.pid, LIMIT), "{} (pid {}) is still there", task.name, task.pid);
-    }
-    collect_orphans();
-}
-
-/// Whether the process runs and CRIU has let go of it.
-fn runs_free(pid: i32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let traced = status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"));
-    process::is_running(pid) && !traced && !matches!(process::state(pid), Some('t' | 'T'))
 }
 
 fn keys(object: &Value) -> Vec<&String> {
@@ -650,95 +635,6 @@ fn whether_a_dump_fits_is_told_from_what_the_last_ones_cost() {
         "{slow}"
     );
     assert_eq!(verdict("1s", &["--margin", "1h"])["why"], "margin");
-}
-
-#[test]
-fn hooks_are_called_around_a_move_and_one_that_fails_keeps_the_tree() {
-    let fixture = Fixture::local();
-    let told = fixture.path().join("told");
-    let script = fixture.path().join("hook");
-    let text = format!(
-        "#!/bin/sh\n[ -d /proc/$MIGRATION_PID ] || exit 3\n\
-         echo $MIGRATION_EVENT $MIGRATION_APP $MIGRATION_PID $MIGRATION_CHECKPOINT $MIGRATION_GENERATION >> {}\n\
-         [ \"$1\" != fail ]\n",
-        told.display()
-    );
-    std::fs::write(&script, text).unwrap();
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let script = script.to_str().unwrap().to_owned();
-    let failing = format!("{script} fail");
-    let lines = || {
-        let text = std::fs::read_to_string(&told).unwrap_or_default();
-        text.lines().map(|line| line.split(' ').map(str::to_owned).collect()).collect::<Vec<Vec<String>>>()
-    };
-    let service = Service::start(&fixture, &["--after-restore", &script]);
-    let address = service.address();
-    let workload = Workload::start("heap", &["--mib", "8"]).unwrap();
-    let pid = workload.pid().to_string();
-
-    for through in [&[][..], &["--agent", &address]] {
-        let call = ["checkpoint", "--app", "app", "--pid", &pid, "--before-freeze", &failing];
-        let refused = fixture.refused(&[&call[..], through].concat());
-        assert_eq!(refused["reason"], "hook", "{refused}");
-        assert_eq!(refused["left"], format!("process {pid} runs on"));
-        assert!(runs_free(workload.pid()));
-        intact(&workload);
-        assert!(fixture.manifests().is_empty());
-        // What was begun is told to be over.
-        let events: Vec<String> = lines().into_iter().map(|line| line[0].clone()).collect();
-        assert_eq!(events, ["before-freeze", "not-frozen"]);
-        std::fs::remove_file(&told).unwrap();
-    }
-    let call = ["checkpoint", "--app", "app", "--pid", &pid, "--agent", &address, "--before-freeze"];
-    let ignored =
-        fixture.json(&[&call[..], &[&failing, "--hook-failure", "ignore", "--leave-running"]].concat());
-    assert_eq!(ignored["left"], "running");
-    let dumped = fixture.json(&[&call[..], &[&script]].concat());
-    wait_gone(&workload);
-    let restored = fixture.json(&["restore", "--app", "app", "--agent", &address]);
-    assert_eq!(restored["hook_failure"], Value::Null);
-    let told_now = lines();
-    let (first, rest) = told_now.split_first().unwrap();
-    assert_eq!(first[3], ignored["checkpoint"].as_str().unwrap());
-    let id = dumped["checkpoint"].as_str().unwrap();
-    for (line, event) in rest.iter().zip(["before-freeze", "after-restore"]) {
-        assert_eq!(line[..4], [event, "local/default/app", &pid, id]);
-        assert!(line[4].parse::<u64>().unwrap() > first[4].parse().unwrap(), "generations grow");
-    }
-    assert_eq!(rest.len(), 2);
-    intact(&workload);
-
-    // After a restore nothing is undone any more: it is told, and the tree runs on.
-    fixture.json(&["checkpoint", "--app", "app", "--pid", &pid]);
-    wait_gone(&workload);
-    let call = ["restore", "--app", "app", "--agent", &address, "--after-restore", &failing];
-    let restored = fixture.json(&call);
-    assert!(restored["hook_failure"].as_str().unwrap().contains("exit status: 1"), "{restored}");
-    intact(&workload);
-}
-
-#[test]
-fn a_hook_that_hangs_is_ended_and_keeps_the_tree() {
-    let fixture = Fixture::local();
-    let service = Service::start(&fixture, &[]);
-    let workload = Workload::start("heap", &["--mib", "8"]).unwrap();
-    let pid = workload.pid().to_string();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let silent = format!("http://{}/drain", listener.local_addr().unwrap());
-    for hook in ["sleep 1000", silent.as_str()] {
-        let call = ["checkpoint", "--app", "app", "--pid", &pid, "--agent", &service.address()];
-        let refused =
-            fixture.refused(&[&call[..], &["--before-freeze", hook, "--hook-timeout", "300ms"]].concat());
-        assert_eq!(refused["reason"], "hook", "{refused}");
-        intact(&workload);
-        assert!(fixture.manifests().is_empty());
-    }
-    // The address was asked for what it says.
-    let (mut stream, _) = listener.accept().unwrap();
-    let mut request = vec![0; 4096];
-    let length = std::io::Read::read(&mut stream, &mut request).unwrap();
-    let request = String::from_utf8_lossy(&request[..length]).into_owned();
-    assert!(request.starts_with("POST /drain HTTP/1.1"), "{request}");
 }
 
 #[test]

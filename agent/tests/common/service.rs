@@ -11,14 +11,14 @@ use std::{
 };
 
 use migration_agent::client;
-use migration_harness::process;
+use migration_harness::{process, workload::Workload};
 use migration_proto::agent::{
     ErrorDetail, ListOperationsRequest, Operation, Stage, agent_client::AgentClient, operation::Outcome,
 };
 use serde_json::Value;
 use tonic::transport::Channel;
 
-use super::{Fixture, LIMIT};
+use super::{Fixture, LIMIT, collect_orphans};
 
 /// A running `migration-agent serve`.
 pub struct Service {
@@ -142,4 +142,20 @@ pub fn value(text: &str, name: &str, labels: &str) -> f64 {
         line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])) && line.contains(labels)
     });
     lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+}
+
+/// Waits until every task is gone and collected.
+#[track_caller]
+pub fn wait_gone(workload: &Workload) {
+    for task in workload.tasks().iter().rev() {
+        assert!(process::wait_gone(task.pid, LIMIT), "{} (pid {}) is still there", task.name, task.pid);
+    }
+    collect_orphans();
+}
+
+/// Whether the process runs and CRIU has let go of it.
+pub fn runs_free(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let traced = status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"));
+    process::is_running(pid) && !traced && !matches!(process::state(pid), Some('t' | 'T'))
 }

@@ -1,5 +1,4 @@
-//! Migrations in a small world in which anything fails at any moment: agents, pods, nodes, the operator between what it writes down
-//! and what it does, and the webhook while a controller makes a pod.
+//! The world: nodes, pods, agents, controllers and an operator, all of which do what they do in steps of time and can fail in any.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -17,18 +16,18 @@ use proptest::{prelude::*, strategy::Strategy as Generator};
 use serde_json::json;
 
 /// A step of time.
-const TICK_MS: u64 = 100;
+pub const TICK_MS: u64 = 100;
 /// The source and the nodes that can be moved to.
-const NODES: [&str; 4] = ["a", "b", "c", "d"];
+pub const NODES: [&str; 4] = ["a", "b", "c", "d"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Which {
+pub enum Which {
     Source,
     Target,
 }
 
 #[derive(Clone, Debug)]
-enum Happens {
+pub enum Happens {
     /// The next final dump, or restore, fails.
     Fails {
         dump: bool,
@@ -56,7 +55,7 @@ enum Happens {
     Unhooked,
 }
 
-fn happens() -> impl Generator<Value = Happens> {
+pub fn happens() -> impl Generator<Value = Happens> {
     let which = prop_oneof![Just(Which::Source), Just(Which::Target)];
     let kind = prop_oneof![
         Just(FailureKind::Passing),
@@ -80,18 +79,18 @@ fn happens() -> impl Generator<Value = Happens> {
 }
 
 #[derive(Clone, Debug)]
-struct Story {
-    maker: Option<TargetMadeBy>,
-    strategy: MigrationStrategy,
-    deadline_s: Option<u64>,
-    checkpoint_before: bool,
+pub struct Story {
+    pub maker: Option<TargetMadeBy>,
+    pub strategy: MigrationStrategy,
+    pub deadline_s: Option<u64>,
+    pub checkpoint_before: bool,
     /// Pages come only when they are touched.
-    on_demand: bool,
+    pub on_demand: bool,
     /// By tick.
-    events: Vec<(u64, Happens)>,
+    pub events: Vec<(u64, Happens)>,
 }
 
-fn story() -> impl Generator<Value = Story> {
+pub fn story() -> impl Generator<Value = Story> {
     let strategy = prop_oneof![
         Just(MigrationStrategy::Full),
         Just(MigrationStrategy::LazyStorage),
@@ -124,80 +123,80 @@ fn story() -> impl Generator<Value = Story> {
 }
 
 #[derive(Clone, Debug)]
-struct Pod {
-    ready_at: u64,
-    silent_until: u64,
+pub struct Pod {
+    pub ready_at: u64,
+    pub silent_until: u64,
     /// Its journal.
-    operations: BTreeMap<String, Operation>,
+    pub operations: BTreeMap<String, Operation>,
     /// It started anew, and is another application, or, with this one's name, another run of it.
-    anew: bool,
+    pub anew: bool,
 }
 
 /// What tells pods apart: a name, or what stands for it where several have one.
-fn key(place: &Place) -> String {
+pub fn key(place: &Place) -> String {
     place.mark.clone().unwrap_or_else(|| place.pod.clone())
 }
 
 #[derive(Clone, Debug)]
-struct Operation {
-    dump: bool,
-    begun: u64,
-    ends_at: u64,
-    fails: Option<FailureKind>,
-    hands_over: bool,
+pub struct Operation {
+    pub dump: bool,
+    pub begun: u64,
+    pub ends_at: u64,
+    pub fails: Option<FailureKind>,
+    pub hands_over: bool,
     /// What is restored.
-    what: Option<String>,
-    from_handover: bool,
-    ended: Option<OperationSeen>,
+    pub what: Option<String>,
+    pub from_handover: bool,
+    pub ended: Option<OperationSeen>,
 }
 
 /// Processes that are stopped.
 #[derive(Clone, Debug)]
-struct Stopped {
-    pod: String,
-    id: String,
-    since: u64,
-    claimed: bool,
+pub struct Stopped {
+    pub pod: String,
+    pub id: String,
+    pub since: u64,
+    pub claimed: bool,
     /// When the target needs them no longer.
-    finished_at: Option<u64>,
+    pub finished_at: Option<u64>,
 }
 
-struct World {
-    tick: u64,
-    written: Migration,
-    pods: BTreeMap<String, Pod>,
-    doomed: Vec<String>,
-    dead: Vec<String>,
-    runs: Vec<String>,
-    stopped: Option<Stopped>,
-    checkpoints: Vec<String>,
-    filling_until: u64,
-    on_demand: bool,
-    cancel: bool,
-    fails_dump: Vec<FailureKind>,
-    fails_restore: Vec<FailureKind>,
-    slow_dump: u64,
-    slow_restore: u64,
-    forgets: u32,
-    late: Vec<u64>,
-    conflicts: u32,
-    on_their_way: Vec<(u64, Effect, Migration)>,
-    ids: u64,
-    log: Vec<String>,
+pub struct World {
+    pub tick: u64,
+    pub written: Migration,
+    pub pods: BTreeMap<String, Pod>,
+    pub doomed: Vec<String>,
+    pub dead: Vec<String>,
+    pub runs: Vec<String>,
+    pub stopped: Option<Stopped>,
+    pub checkpoints: Vec<String>,
+    pub filling_until: u64,
+    pub on_demand: bool,
+    pub cancel: bool,
+    pub fails_dump: Vec<FailureKind>,
+    pub fails_restore: Vec<FailureKind>,
+    pub slow_dump: u64,
+    pub slow_restore: u64,
+    pub forgets: u32,
+    pub late: Vec<u64>,
+    pub conflicts: u32,
+    pub on_their_way: Vec<(u64, Effect, Migration)>,
+    pub ids: u64,
+    pub log: Vec<String>,
     /// Whether the source was released from its ReplicaSet.
-    released: bool,
+    pub released: bool,
     /// Pods about which the webhook will not be asked.
-    unhooked: u32,
+    pub unhooked: u32,
     /// When the controller has its next turn.
-    controls_at: u64,
+    pub controls_at: u64,
 }
 
-fn at(tick: u64) -> Timestamp {
+pub fn at(tick: u64) -> Timestamp {
     Timestamp::from_millisecond(1_700_000_000_000 + (tick * TICK_MS) as i64).unwrap()
 }
 
 impl World {
-    fn new(story: &Story) -> Self {
+    pub fn new(story: &Story) -> Self {
         let written: Migration = serde_json::from_value(json!({
             "id": "0123456789abcdef", "stage": "ChoosingTarget", "stageAt": at(0).to_string(), "reason": "test",
             "triggeredBy": "Person", "strategy": "full", "startedAt": at(0).to_string(),
@@ -239,14 +238,14 @@ impl World {
         }
     }
 
-    fn pod_of(&self, which: Which) -> Option<String> {
+    pub fn pod_of(&self, which: Which) -> Option<String> {
         match which {
             Which::Source => Some(key(&self.written.source)),
             Which::Target => self.written.target.as_ref().map(key),
         }
     }
 
-    fn happens(&mut self, event: &Happens) {
+    pub fn happens(&mut self, event: &Happens) {
         self.log.push(format!("{}: {event:?}", self.tick));
         match event {
             Happens::Fails { dump: true, kind } => self.fails_dump.push(*kind),
@@ -273,7 +272,7 @@ impl World {
         }
     }
 
-    fn end_pod(&mut self, name: &str) {
+    pub fn end_pod(&mut self, name: &str) {
         if self.pods.remove(name).is_some() {
             self.runs.retain(|pod| pod != name);
             if self.stopped.as_ref().is_some_and(|stopped| stopped.pod == name) {
@@ -283,7 +282,7 @@ impl World {
     }
 
     /// Agents do what they were asked.
-    fn agents_work(&mut self) {
+    pub fn agents_work(&mut self) {
         let due: Vec<(String, String)> = self
             .pods
             .iter()
@@ -310,7 +309,7 @@ impl World {
         }
     }
 
-    fn outcome(&mut self, pod: &str, operation: &Operation) -> OperationSeen {
+    pub fn outcome(&mut self, pod: &str, operation: &Operation) -> OperationSeen {
         let fail =
             |kind| OperationSeen::Failed(Failure { kind, message: format!("{kind:?}"), checkpoint: None });
         if let Some(kind) = operation.fails {
@@ -362,7 +361,7 @@ impl World {
         OperationSeen::Succeeded(Done::Restored { resume_ms: Some(1), span })
     }
 
-    fn pod_seen(&self, name: &str) -> PodSeen {
+    pub fn pod_seen(&self, name: &str) -> PodSeen {
         match self.pods.get(name) {
             None => PodSeen::Gone,
             Some(pod) if self.tick < pod.ready_at => PodSeen::Starting,
@@ -371,7 +370,7 @@ impl World {
         }
     }
 
-    fn see(&mut self) -> Seen {
+    pub fn see(&mut self) -> Seen {
         let written = self.written.clone();
         let source = self.pod_seen(&key(&written.source));
         let target = written.target.as_ref().map_or(PodSeen::Gone, |target| self.pod_seen(&key(target)));
@@ -445,12 +444,12 @@ impl World {
         }
     }
 
-    fn is_doomed(&self, node: &str) -> bool {
+    pub fn is_doomed(&self, node: &str) -> bool {
         self.doomed.iter().chain(&self.dead).any(|one| one == node)
     }
 
     /// The operator has its turn.
-    fn operate(&mut self, limits: &Limits) {
+    pub fn operate(&mut self, limits: &Limits) {
         for _ in 0..6 {
             let seen = self.see();
             match decide(&self.written, &seen, limits, at(self.tick)) {
@@ -488,7 +487,7 @@ impl World {
     }
 
     /// Gives why it cannot be done.
-    fn does(&mut self, effect: Effect, written: &Migration) -> Option<String> {
+    pub fn does(&mut self, effect: Effect, written: &Migration) -> Option<String> {
         self.log.push(format!("{}: {effect:?} {:?}", self.tick, written.operation));
         let target = written.target.as_ref();
         match effect {
@@ -550,7 +549,7 @@ impl World {
     }
 
     /// As the operator does it: what is in the way and runs nothing of this is ended.
-    fn make_way(&mut self, written: &Migration, target: &Place, maker: TargetMadeBy) -> Option<String> {
+    pub fn make_way(&mut self, written: &Migration, target: &Place, maker: TargetMadeBy) -> Option<String> {
         if self.pods.contains_key(&key(target)) {
             return None;
         }
@@ -578,7 +577,7 @@ impl World {
     }
 
     /// A controller has its turn: it has one pod, whatever becomes of it.
-    fn control(&mut self) {
+    pub fn control(&mut self) {
         let Some(maker) = self.written.target_made_by.filter(|_| self.tick >= self.controls_at) else {
             return;
         };
@@ -622,7 +621,7 @@ impl World {
         }
     }
 
-    fn begin(&mut self, pod: &str, written: &Migration, dump: bool) {
+    pub fn begin(&mut self, pod: &str, written: &Migration, dump: bool) {
         // An agent does one thing at a time to an application.
         let busy =
             self.pods.get(pod).is_some_and(|pod| pod.operations.values().any(|one| one.ended.is_none()));
@@ -653,7 +652,7 @@ impl World {
         }
     }
 
-    fn step(&mut self, limits: &Limits) {
+    pub fn step(&mut self, limits: &Limits) {
         self.tick += 1;
         self.agents_work();
         let arrived: Vec<_> = self.on_their_way.extract_if(.., |(when, ..)| *when <= self.tick).collect();
@@ -666,95 +665,6 @@ impl World {
     }
 }
 
-fn new_pod(ready_at: u64, anew: bool) -> Pod {
+pub fn new_pod(ready_at: u64, anew: bool) -> Pod {
     Pod { ready_at, silent_until: 0, operations: BTreeMap::new(), anew }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, max_shrink_iters: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn whatever_fails_there_is_one_runner_and_an_end(story in story()) {
-        let limits = Limits { look: Duration::from_millis(TICK_MS), ..Limits::default() };
-        let mut world = World::new(&story);
-        let last = (60_000 + limits.grace.as_millis() as u64) / TICK_MS + 20;
-        for tick in 0..last {
-            for (_, event) in story.events.iter().filter(|(when, _)| *when == tick) {
-                world.happens(event);
-            }
-            world.step(&limits);
-        }
-        prop_assert!(world.written.stage.is_over(), "{:?}\n{}", world.written, world.log.join("\n"));
-
-        // Afterwards everybody answers again, and what was not known is settled.
-        for pod in world.pods.values_mut() {
-            pod.silent_until = 0;
-        }
-        for _ in 0..3000 {
-            world.step(&limits);
-        }
-        let written = &world.written;
-        let place = written.may_run_in().map(key);
-        let log = world.log.join("\n");
-        prop_assert_eq!(&written.operation, &None, "{:?}\n{}", written, log);
-        // What started anew under its name is not what was moved: that is a checkpoint, and it is said so.
-        world.runs.retain(|name| !name.starts_with("anew-"));
-        match (&world.runs[..], place) {
-            ([runs], place) => prop_assert_eq!(Some(runs), place.as_ref(), "it runs elsewhere than is written\n{}", log),
-            ([], Some(place)) => {
-                // It is stopped there, or its pod is gone, which everybody can see; its checkpoint can be restored.
-                let stopped = world.stopped.as_ref().is_some_and(|stopped| stopped.pod == place);
-                // Or it is written down that this is not known: the next checkpoint there tells.
-                let unknown = written.target_lost == Some(TargetLost::MayHaveRun);
-                prop_assert!(stopped || unknown || !world.pods.contains_key(&place), "{:?}\n{}", written, log);
-            }
-            // What was dumped is in the store, and everybody can see that it does not run.
-            _ => prop_assert!(written.stage != Stage::Succeeded, "{:?}\n{}", written, log),
-        }
-        // What runs on where it was is its ReplicaSet's.
-        let source = key(&written.source);
-        prop_assert!(!(world.released && world.runs.contains(&source)), "{:?}\n{}", written, log);
-        // Nothing stays stopped for ever beside a copy of it that does not exist.
-        if let Some(stopped) = &world.stopped {
-            let claimed_and_lost = stopped.claimed;
-            prop_assert!(claimed_and_lost, "{:?}\n{}", stopped, log);
-        }
-    }
-}
-
-#[test]
-fn with_nothing_in_its_way_every_application_moves_whoever_makes_its_pods() {
-    let makers = [None, Some(TargetMadeBy::ReplicaSet), Some(TargetMadeBy::StatefulSet)];
-    for (maker, unhooked) in makers.into_iter().flat_map(|maker| [(maker, 0), (maker, 1)]) {
-        let strategy = MigrationStrategy::LazyStorage;
-        let mut story = Story {
-            maker,
-            strategy,
-            deadline_s: None,
-            checkpoint_before: true,
-            on_demand: false,
-            events: Vec::new(),
-        };
-        story.events.extend((0..unhooked).map(|_| (0, Happens::Unhooked)));
-        let limits = Limits { look: Duration::from_millis(TICK_MS), ..Limits::default() };
-        let mut world = World::new(&story);
-        story.events.iter().for_each(|(_, event)| world.happens(event));
-        for _ in 0..1000 {
-            world.step(&limits);
-        }
-        let log = world.log.join("\n");
-        // A replica that was made while nobody was asked leaves its ReplicaSet no reason to make another.
-        if (maker, unhooked) == (Some(TargetMadeBy::ReplicaSet), 1) {
-            assert_eq!(world.written.stage, Stage::Failed, "{log}");
-            assert_eq!(
-                (world.runs, world.pods.len(), world.released),
-                (vec!["app-0".to_owned()], 1, false),
-                "{log}"
-            );
-            continue;
-        }
-        assert_eq!(world.written.stage, Stage::Succeeded, "{log}");
-        let target = key(world.written.target.as_ref().unwrap());
-        assert_eq!((&world.runs, world.pods.len()), (&vec![target], 1), "{log}");
-    }
 }
