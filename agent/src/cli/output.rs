@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use migration_agent::report::bytes as human_bytes;
 use migration_agent::{AgentError, Progress, error_chain as chain};
 use serde::Serialize;
 
@@ -98,16 +99,4 @@ fn paint(progress: &Progress, stop: &AtomicBool) {
     if painted {
         eprint!("\r\x1b[K");
     }
-}
-
-/// A size for people: three digits and a binary unit.
-pub fn human_bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }

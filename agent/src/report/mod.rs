@@ -28,7 +28,10 @@ use serde::Serialize;
 
 use crate::{agent::Agent, error::AgentError};
 
-pub use self::blackout::{Blackout, Part};
+pub use self::{
+    blackout::{Blackout, Part},
+    units::bytes,
+};
 
 /// Everything that is known.
 #[derive(Clone, Debug, Serialize)]
