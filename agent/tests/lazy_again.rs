@@ -201,7 +201,7 @@ fn a_checkpoint_does_not_wait_for_pages_that_do_not_come() {
     sleep(SLOW);
     let started = Instant::now();
     let second = fixture.checkpoint("app", &workload);
-    assert!(started.elapsed() < Duration::from_secs(10), "it took {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(30), "it took {:?}", started.elapsed());
     built_on(&second, &first);
     restore_whole(&fixture, "app", "lazy-storage", &workload);
 }

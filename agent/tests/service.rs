@@ -123,6 +123,25 @@ fn what_failed_stays_failed_under_its_name_and_can_be_tried_under_another() {
     intact(&workload);
 }
 
+#[test]
+fn a_restore_that_is_refused_leaves_no_page_server() {
+    let fixture = Fixture::local();
+    let workload = Workload::start("heap", &["--mib", "8"]).unwrap();
+    let service = Service::start(&fixture, &[]);
+    let (address, pid) = (service.address(), workload.pid().to_string());
+    fixture.json(&[asking(&address, &pid, "dump-0001"), vec!["--leave-running"]].concat());
+    // By then its page server was started.
+    let error = fixture.refused(&["restore", "--app", "app", "--agent", &address]);
+    assert_eq!(error["reason"], "pid-taken");
+    let store = format!("--store={}", fixture.store).into_bytes();
+    let serving = || {
+        let serves = |pid: &i32| process::arguments(*pid).contains(&store);
+        process::all().into_iter().filter(serves).collect::<Vec<_>>()
+    };
+    assert!(process::wait_until(LIMIT, || serving().is_empty()), "{:?}", serving());
+    intact(&workload);
+}
+
 /// The agent is killed after `delay`, another takes its place, and the call is repeated: what is said is what is there.
 fn killed_during_a_dump(
     fixture: &Fixture,

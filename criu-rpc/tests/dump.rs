@@ -326,7 +326,7 @@ fn a_page_server_that_never_reads_meets_the_deadline() {
     let started = Instant::now();
     let error = criu.dump(options, &mut |_| Ok(())).unwrap_err();
     assert!(matches!(error, CriuError::Deadline { .. }), "{error:?}");
-    assert!(started.elapsed() < Duration::from_secs(12));
+    assert!(started.elapsed() < Duration::from_secs(30));
     drop(ours);
     workload.assert_runs();
 }

@@ -283,7 +283,7 @@ fn a_lazy_page_server_that_never_answers_meets_the_deadline() {
     let started = Instant::now();
     let error = criu().restore(options, &mut |_| Ok(())).unwrap_err();
     assert!(matches!(error, CriuError::Deadline { .. }), "{error:?}");
-    assert!(started.elapsed() < Duration::from_secs(12));
+    assert!(started.elapsed() < Duration::from_secs(30));
     let left = common::processes_with(work.to_str().unwrap());
     assert!(left.is_empty(), "{left:?}");
     // What remains is for the caller to kill, by the ids in the images.

@@ -99,7 +99,7 @@ fn the_end_of_criu_is_noticed_although_a_task_it_had_begun_holds_its_socket() {
     assert!(Command::new("kill").args(["-KILL", &task]).status().unwrap().success());
     assert!(held, "the task was there all the time");
     assert!(matches!(error, CriuError::Crashed { .. }), "{error:?}");
-    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(started.elapsed() < Duration::from_secs(30));
 }
 
 #[test]
@@ -158,7 +158,7 @@ time.sleep(1000)
     let started = Instant::now();
     let error = Criu::locate(Some(&path)).unwrap().version().unwrap_err();
     assert!(matches!(error, CriuError::Protocol { .. }), "{error:?}");
-    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(started.elapsed() < Duration::from_secs(30));
     let left = common::processes_with(source.to_str().unwrap());
     assert!(left.is_empty(), "{left:?}");
 }

@@ -470,7 +470,7 @@ async fn a_server_that_is_not_there_is_unavailable_soon() {
         assert!(matches!(&error, StoreError::Unavailable { .. }), "{error:?}");
         assert!(error.to_string().contains("onnect"), "{error}");
     }
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
@@ -591,12 +591,15 @@ async fn small_answers_come_at_once() {
     let bucket = Bucket::new();
     let store = bucket.store("");
     store.put_new("pack", body(1, 100_000)).await.expect("written");
-    let started = Instant::now();
+    let mut times = Vec::new();
     for turn in 0..50 {
+        let started = Instant::now();
         store.get_range("pack", turn * 1000, 1000).await.expect("read");
+        times.push(started.elapsed());
     }
-    // Delayed acknowledgements would cost 40 ms each.
-    assert!(started.elapsed() < Duration::from_millis(1000), "{:?}", started.elapsed());
+    times.sort();
+    // Delayed acknowledgements would cost 40 ms each. A busy machine may cost more, but not half of the time.
+    assert!(times[25] < Duration::from_millis(35), "{times:?}");
 }
 
 #[tokio::test]
@@ -615,7 +618,8 @@ async fn delayed_answers_overlap() {
     for reader in readers {
         reader.await.expect("no panic").expect("read");
     }
-    assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
+    // One after the other they would take more than six seconds.
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
 }
 
 // Addresses.

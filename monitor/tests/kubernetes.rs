@@ -200,7 +200,7 @@ async fn an_api_server_that_is_away_for_twenty_seconds_delays_the_trigger_by_no_
     let back = Instant::now();
     world.triggered(&["a"]).await;
     let took = back.elapsed();
-    assert!(took < Duration::from_secs(15), "{took:?} after it was back");
+    assert!(took < Duration::from_secs(40), "{took:?} after it was back");
     assert!(Timestamp::now() < deadline, "in time");
     world.marked().await;
 }
@@ -226,7 +226,7 @@ async fn a_network_that_swallows_everything_for_twenty_seconds_delays_the_trigge
     })
     .await;
     let took = back.elapsed();
-    assert!(took < Duration::from_secs(15), "{took:?} after it was back");
+    assert!(took < Duration::from_secs(40), "{took:?} after it was back");
     assert!(Timestamp::now() < deadline, "in time");
     world.marked().await;
 }

@@ -163,7 +163,7 @@ async fn trouble_of_any_kind_delays_a_notice_and_loses_none() {
                 let took = watched.announces(source, 1).await;
                 // A request that is under way may still have to run out of patience; the rest is for a busy machine.
                 let silent = if fault == Fault::Silent { Duration::from_secs(8) } else { Duration::ZERO };
-                let allowed = LONGEST_PAUSE + silent + Duration::from_secs(6);
+                let allowed = LONGEST_PAUSE + silent + Duration::from_secs(15);
                 assert!(took < allowed, "{cloud:?} {fault:?}: {took:?} after it was over");
             });
         }
@@ -186,7 +186,7 @@ async fn long_trouble_does_not_make_the_pauses_longer() {
             let before = asked();
             let begun = Instant::now();
             until("it is asked again", async || asked() >= before + 2).await;
-            assert!(begun.elapsed() < 2 * LONGEST_PAUSE + Duration::from_secs(5), "{cloud:?}");
+            assert!(begun.elapsed() < 2 * LONGEST_PAUSE + Duration::from_secs(15), "{cloud:?}");
             assert!(before < 100, "{cloud:?}: {before} requests in 10 seconds are no pause at all");
         });
     }
@@ -251,7 +251,7 @@ async fn a_request_waits_for_the_change_and_is_answered_by_it() {
         watched.announces(Source::GcpPreempted, 0).await;
     }
     times.sort();
-    assert!(times[2] < Duration::from_millis(300), "{times:?}");
+    assert!(times[2] < Duration::from_millis(700), "{times:?}: it is not asked from time to time");
     watched.server.gcp_maintenance("TERMINATE_ON_HOST_MAINTENANCE");
     watched.announces(Source::GcpMaintenance, 1).await;
     let sighting = &watched.announced(Source::GcpMaintenance)[0];

@@ -180,6 +180,6 @@ mod tests {
         let silent = format!("http://{}", listener.local_addr().expect("bound"));
         let started = std::time::Instant::now();
         assert!(instance(&silent).await.is_none());
-        assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     }
 }
