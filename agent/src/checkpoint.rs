@@ -39,6 +39,7 @@ use lazy_pages::{
     catalog::Catalog,
     format::{ExternalStream, Manifest},
     ids::{AppId, CheckpointId},
+    record::TakenRecord,
     writer::{CheckpointMeta, CheckpointWriter, Parent, WriterOptions},
 };
 use serde::Serialize;
@@ -248,8 +249,16 @@ impl Agent {
             files,
             left: if request.leave_running { "running" } else { "killed" },
         };
-        let upload_us = statistics.elapsed_ms * 1000;
-        self.keep_taken(&request.app, manifest.id, &report, (progress, upload_us), (started, over));
+        let facts = TakenRecord {
+            frozen_us: (report.frozen_ms * 1e3) as u64,
+            upload_us: statistics.elapsed_ms * 1000,
+            left_running: request.leave_running,
+            memory_bytes: report.bytes.memory,
+            uploaded_bytes: report.bytes.uploaded,
+            pending_pages: report.pages.pending,
+            ..TakenRecord::default()
+        };
+        self.keep_taken(&request.app, manifest.id, facts, progress, (started, over));
         Ok(report)
     }
 

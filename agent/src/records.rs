@@ -19,13 +19,17 @@ use lazy_pages::{
 
 use crate::{
     agent::Agent,
-    checkpoint::CheckpointReport,
     progress::{Progress, Stage},
     restore::Strategy,
 };
 
 /// How long the end of a program may be held up by a store that does not answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What CRIU does while the memory stays where it is, instead of reading it.
+pub(crate) const DESCRIBING: &str = "freezing, describing";
+/// What is committed of a tree whose memory stays where it is.
+pub(crate) const STORING: &str = "storing the description";
 
 /// Records on their way. Dropping it waits for them.
 #[derive(Debug)]
@@ -63,19 +67,27 @@ impl Agent {
         });
     }
 
-    /// Keeps how a checkpoint was taken: it began at `started`, and the processes were let go, or ended, at `over`.
+    /// Keeps how a checkpoint was taken, or a tree stopped: it began at `started`, and the processes were let go, stopped or
+    /// ended at `over`. `facts` are all but the times.
     pub(crate) fn keep_taken(
         &self,
         app: &AppId,
         id: CheckpointId,
-        report: &CheckpointReport,
-        (progress, upload_us): (&Progress, u64),
+        facts: TakenRecord,
+        progress: &Progress,
         (started, over): (Instant, Instant),
     ) {
-        let left_running = report.left == "running";
         let mut stages = spans(progress, started);
+        let name = match &facts {
+            TakenRecord { left_running: true, .. } => "letting it go on",
+            TakenRecord { handed_over: true, .. } => {
+                rename(&mut stages, Stage::Dumping, DESCRIBING);
+                rename(&mut stages, Stage::Committing, STORING);
+                "stopping the source"
+            }
+            _ => "ending the source",
+        };
         let committed = stages.last().map_or(0, |stage| stage.to_us);
-        let name = if left_running { "letting it go on" } else { "ending the source" };
         let to_us = micros(over.saturating_duration_since(started)).max(committed);
         stages.push(Span { name: name.to_owned(), from_us: committed, to_us });
         let record = TakenRecord {
@@ -83,12 +95,7 @@ impl Agent {
             machine: Machine::here(),
             begun_unix_us: begun(started),
             stages,
-            frozen_us: (report.frozen_ms * 1e3) as u64,
-            upload_us,
-            left_running,
-            memory_bytes: report.bytes.memory,
-            uploaded_bytes: report.bytes.uploaded,
-            pending_pages: report.pages.pending,
+            ..facts
         };
         let records = Records::new(Arc::clone(&self.store), app.clone());
         self.keep(async move { records.keep_taken(id, &record).await });
@@ -134,6 +141,12 @@ fn spans(progress: &Progress, started: Instant) -> Vec<Span> {
             to_us: micros(to),
         })
         .collect()
+}
+
+fn rename(spans: &mut [Span], stage: Stage, name: &str) {
+    for span in spans.iter_mut().filter(|span| span.name == stage.label()) {
+        name.clone_into(&mut span.name);
+    }
 }
 
 fn begun(started: Instant) -> u64 {

@@ -103,6 +103,27 @@ fn object(output: std::process::Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// The report of a handover tells of both sides, and what the time between them consists of.
+fn told(fixture: &Fixture, strategy: &str) {
+    let report = || fixture.json(&["report", "--app", "app"]);
+    // Its page server writes last.
+    assert!(process::wait_until(LIMIT, || !report()["pages"].is_null()), "{}", report());
+    let report = report();
+    assert_eq!(report["run"]["strategy"], strategy);
+    assert_eq!(report["taken"]["handed_over"], true, "{report}");
+    let stages = report["taken"]["stages"].as_array().unwrap();
+    let names: Vec<_> = stages.iter().map(|stage| stage["name"].as_str().unwrap()).collect();
+    assert_eq!(
+        names,
+        ["preparing", "freezing, describing", "storing the description", "stopping the source"]
+    );
+    let (frozen, ran) = (&report["taken"]["frozen_us"], &report["run"]["running_us"]);
+    let blackout = report["blackout"]["total_us"].as_u64().unwrap();
+    assert!(frozen.as_u64().unwrap() > 0 && blackout >= frozen.as_u64().unwrap(), "{report}");
+    assert!(ran.as_u64().unwrap() > 0, "{report}");
+    assert_eq!(report["unknown"], serde_json::json!([]));
+}
+
 #[test]
 fn an_application_moves_with_every_strategy() {
     for (strategy, scenario) in
@@ -138,6 +159,7 @@ fn an_application_moves_with_every_strategy() {
             assert!(value(&scrape(&target.service), "migration_faults_total", &labels) > 0.0, "{strategy}");
             let over = || value(&scrape(&source), "migration_stopped_trees", "") == 0.0;
             assert!(process::wait_until(LIMIT, over), "{strategy}: the source still has a stopped tree");
+            told(&fixture, strategy);
         }
         for pid in here {
             assert!(process::wait_gone(pid, LIMIT), "{strategy}: the source's pid {pid} is left");

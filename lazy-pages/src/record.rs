@@ -1,6 +1,6 @@
 //! What a checkpoint and its restores did, kept beside the checkpoint for whoever wonders afterwards.
 //!
-//! Three kinds, each an object of JSON: how a checkpoint was taken ([`TakenRecord`]), how a restore came to run
+//! Three kinds, each an object of JSON: how a checkpoint was taken, or a tree stopped to be handed over ([`TakenRecord`]), how a restore came to run
 //! ([`RestoreRecord`]), and how its pages came ([`PagesRecord`]). The last two belong together if they have the same lease in
 //! their names. Nothing depends on them: they are written when everything that matters is done, a failure to write one is
 //! no failure, and a checkpoint is complete without. They go with their checkpoint when it is deleted.
@@ -67,7 +67,7 @@ pub struct Span {
     pub to_us: u64,
 }
 
-/// How a checkpoint was taken.
+/// How a checkpoint was taken, or how a tree was stopped to be handed over: then no memory was read, and nothing of it uploaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TakenRecord {
     /// [`RECORD_VERSION`].
@@ -78,12 +78,16 @@ pub struct TakenRecord {
     pub begun_unix_us: u64,
     /// The steps, one after the other.
     pub stages: Vec<Span>,
-    /// How long the processes did not run, by CRIU's clock; it ended with the last stage.
+    /// How long the processes did not run, by CRIU's clock; it ended with the last stage. Those of a handover do not run
+    /// afterwards either.
     pub frozen_us: u64,
     /// From the first page until everything but the manifest was in the store.
     pub upload_us: u64,
     /// Whether the processes went on.
     pub left_running: bool,
+    /// Whether they were stopped, with their memory, for another machine to run them.
+    #[serde(default)]
+    pub handed_over: bool,
     /// Bytes of memory that CRIU read.
     pub memory_bytes: u64,
     /// Bytes sent to the store.
@@ -338,7 +342,7 @@ impl Records {
     /// # Errors
     /// When the store fails, or it is too large.
     pub async fn keep_taken(&self, id: CheckpointId, record: &TakenRecord) -> Result<(), StoreError> {
-        self.keep(keys::taken(&self.app, id), record).await
+        self.keep(keys::taken(&self.app, id, record.handed_over), record).await
     }
 
     /// Keeps how a restore came to run. Doing so twice is harmless.
@@ -379,8 +383,9 @@ impl Records {
     pub async fn taken(
         &self,
         id: CheckpointId,
+        handover: bool,
     ) -> Result<Option<Result<TakenRecord, RecordError>>, StoreError> {
-        self.read(&keys::taken(&self.app, id)).await
+        self.read(&keys::taken(&self.app, id, handover)).await
     }
 
     /// Everything that is known of a restore.

@@ -19,6 +19,7 @@ use lazy_pages::{
     format::{MAX_MANIFEST, Manifest, ObjectId, Source, Vma, keys},
     handover::Piece,
     ids::{AppId, CheckpointId, PackId},
+    record::TakenRecord,
     store::ObjectStore,
     units::PAGE_SIZE,
     writer::{CheckpointMeta, CheckpointWriter, WriterOptions},
@@ -118,6 +119,7 @@ impl Agent {
     /// [`Self::handovers`] takes it back later. [`AgentError::StillArriving`] when pages of the tree are missing because it is being
     /// restored itself: it can only be checkpointed.
     pub fn hand_over(&self, request: &HandoverRequest, progress: &Progress) -> Result<Handover, AgentError> {
+        let started = Instant::now();
         progress.enter(Stage::Preparing);
         let HandoverRequest { app, pid, launcher, upload, files: rules, cancel, .. } = request;
         let criu = self.criu()?;
@@ -210,7 +212,14 @@ impl Agent {
             }
         };
         let mut handover = self.handover(directory, saved, manifest, (memory, standstill), (app.clone(), id));
-        handover.stopped_in = Some(frozen.elapsed());
+        let (stopped, over) = (frozen.elapsed(), Instant::now());
+        handover.stopped_in = Some(stopped);
+        let facts = TakenRecord {
+            frozen_us: u64::try_from(stopped.as_micros()).unwrap_or(u64::MAX),
+            handed_over: true,
+            ..TakenRecord::default()
+        };
+        self.keep_taken(app, id, facts, progress, (started, over));
         if let Some(leaving) = leaving {
             leaving.not_decided_yet();
         }

@@ -4,6 +4,7 @@ use lazy_pages::record::{Span, TakenRecord};
 use serde::Serialize;
 
 use super::Report;
+use crate::records::{DESCRIBING, STORING};
 
 /// See the module's description.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -85,6 +86,10 @@ fn explanation(name: &str) -> &'static str {
         "committing" => {
             "What had been read was still on its way to the store. A checkpoint shortly before, a faster link, or lazy-direct \
              make it shorter."
+        }
+        DESCRIBING => "CRIU looks at every task and every area of memory while the processes stand still.",
+        STORING => {
+            "What describes the processes, all but their memory, went to the store: how fast it answers counts."
         }
         "preparing" => {
             "The restore looked at CRIU and at the machine, and read what the checkpoint is: how fast the store answers counts."

@@ -167,17 +167,28 @@ pub fn all_numbers(report: &Report) -> Vec<(&'static str, Vec<(&'static str, Str
         ));
     }
     if let Some(taken) = &report.taken {
-        groups.push((
-            "Taking it",
-            vec![
-                ("machine", taken.machine.name.clone()),
-                ("frozen", time(taken.frozen_us)),
-                ("from the first page until all was in the store", time(taken.upload_us)),
-                ("memory read", bytes(taken.memory_bytes)),
-                ("pages taken over that had not come", count(taken.pending_pages)),
-                ("the processes", (if taken.left_running { "went on" } else { "were ended" }).to_owned()),
-            ],
-        ));
+        let machine = ("machine", taken.machine.name.clone());
+        groups.push(match taken.handed_over {
+            true => (
+                "Stopping it",
+                vec![
+                    machine,
+                    ("from the freeze until it could run elsewhere", time(taken.frozen_us)),
+                    ("the processes", "stayed stopped, with their memory".to_owned()),
+                ],
+            ),
+            false => (
+                "Taking it",
+                vec![
+                    machine,
+                    ("frozen", time(taken.frozen_us)),
+                    ("from the first page until all was in the store", time(taken.upload_us)),
+                    ("memory read", bytes(taken.memory_bytes)),
+                    ("pages taken over that had not come", count(taken.pending_pages)),
+                    ("the processes", (if taken.left_running { "went on" } else { "were ended" }).to_owned()),
+                ],
+            ),
+        });
     }
     if let Some(run) = &report.run {
         groups.push((

@@ -133,7 +133,8 @@ impl Agent {
             (Err(error), None) => return Err(self.name(error)),
         };
         let mut unknown = Vec::new();
-        let taken = match self.block_on(records.taken(id))? {
+        let handover = restored.is_some_and(|restore| restore.handover);
+        let taken = match self.block_on(records.taken(id, handover))? {
             Some(Ok(taken)) => Some(taken),
             Some(Err(error)) => {
                 unknown.push(format!("how the checkpoint was taken: {error}"));
@@ -160,7 +161,6 @@ impl Agent {
             unknown,
         };
         report.blackout = Blackout::of(&report);
-        let handover = restored.is_some_and(|restore| restore.handover);
         report.unknown.extend(unknown_of(&report, handover));
         Ok(report)
     }
@@ -171,9 +171,9 @@ fn unknown_of(report: &Report, handover: bool) -> Vec<String> {
     let mut unknown = Vec::new();
     let mut say = |what: &str| unknown.push(what.to_owned());
     match (&report.taken, handover) {
-        (None, true) => {
-            say("how long the source stood still: this was a handover, which keeps no record of its source")
-        }
+        (None, true) => say(
+            "how long the source took to stop: nothing was written down. Its agent died, or the store failed",
+        ),
         (None, false) => say(
             "how the checkpoint was taken: nothing was written down. It is of an older version, the agent died, or the store failed",
         ),

@@ -35,15 +35,18 @@ pub fn handover_bundle(app: &AppId, id: CheckpointId) -> String {
     format!("{app}/handovers/{id}/bundle")
 }
 
-/// How a checkpoint was taken.
-pub fn taken(app: &AppId, id: CheckpointId) -> String {
-    format!("{app}/checkpoints/{id}/taken.json")
+/// How a checkpoint was taken, or how its processes were stopped to be handed over.
+pub fn taken(app: &AppId, id: CheckpointId, handover: bool) -> String {
+    format!("{}{id}/taken.json", home(app, handover))
 }
 
 /// How a checkpoint, or a handover, was restored by whoever held this lease: what `role` has to tell of it.
 pub fn restored(app: &AppId, id: CheckpointId, handover: bool, lease: LeaseId, role: &str) -> String {
-    let home = if handover { handovers(app) } else { checkpoints(app) };
-    format!("{home}{id}/{RESTORES}{lease}/{role}")
+    format!("{}{id}/{RESTORES}{lease}/{role}", home(app, handover))
+}
+
+fn home(app: &AppId, handover: bool) -> String {
+    if handover { handovers(app) } else { checkpoints(app) }
 }
 
 /// What parts of a checkpoint that tell of restores start with.
