@@ -23,10 +23,18 @@ pub fn kubectl(words: &[&str]) -> Result<String, Failure> {
     given(words, "")
 }
 
+/// Runs the plugin.
+pub fn mapp(words: &[&str]) -> Result<String, Failure> {
+    run(&[&["mapp"], words, &["--namespace", NAMESPACE]].concat(), "")
+}
+
 /// The same, with something on its standard input.
 pub fn given(words: &[&str], input: &str) -> Result<String, Failure> {
+    run(&[&["--namespace", NAMESPACE], words].concat(), input)
+}
+
+fn run(words: &[&str], input: &str) -> Result<String, Failure> {
     let mut child = Command::new("kubectl")
-        .args(["--namespace", NAMESPACE])
         .args(words)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

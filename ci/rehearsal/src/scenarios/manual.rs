@@ -1,10 +1,12 @@
-//! Somebody asks for it with an annotation.
+//! Somebody asks for it with `kubectl mapp`, and then for what was done.
+
+use serde_json::Value;
 
 use super::steps::{expect, finish, one_pod, started};
 use crate::{
     Failure,
     application::{Application, PATIENCE},
-    cluster::{get, kubectl, until},
+    cluster::{get, kubectl, mapp, until},
     manifest::CONTAINER,
     observer::Observer,
     redis,
@@ -15,13 +17,42 @@ pub fn manual(strategy: &str, mib: u64) -> Result<(), Failure> {
     let (app, digest) = started("manual", strategy, mib)?;
     let observer = Observer::start(&app, false)?;
     let source = app.status()?.node().to_owned();
-    let mut timeline = Timeline::begin(&format!("annotated, with {mib} MiB on {source}"));
-    app.trigger("rehearsal")?;
-    let status = app.wait_until_moved("")?;
-    expect(status.node() != source, "it has not left its node")?;
+    let mut timeline = Timeline::begin(&format!("kubectl mapp migrate, with {mib} MiB on {source}"));
+    mapp(&["migrate", &app.name, "--reason", "rehearsal", "--wait"])?;
+    let status = app.status()?;
+    expect(status.migration("stage") == "Succeeded" && status.node() != source, "it has not left its node")?;
     finish(&mut timeline, &app, observer, &digest)?;
+    asked(&mut timeline, &app, &source)?;
     one_pod(&app)?;
     end(&mut timeline, &app)
+}
+
+/// What the plugin tells of it, which the agent beside the application reads out of the store.
+fn asked(timeline: &mut Timeline, app: &Application, source: &str) -> Result<(), Failure> {
+    let object = |words: &[&str]| -> Result<Value, Failure> {
+        Ok(serde_json::from_str(&mapp(&[&[words[0], &app.name, "--json"], &words[1..]].concat())?)?)
+    };
+    expect(
+        object(&["status"])?["status"]["currentNode"] == app.status()?.node(),
+        "status tells another node",
+    )?;
+    let listed = object(&["checkpoints"])?["checkpoints"].as_array().map_or(0, Vec::len);
+    expect(listed > 0, "no checkpoint is listed")?;
+    let report = object(&["report"])?;
+    expect(
+        report["run"]["pid"].is_u64() && report["taken"]["machine"]["name"].is_string(),
+        "the report lacks a side",
+    )?;
+    let Some(blackout) = report["blackout"]["total_us"].as_u64() else {
+        return Err(format!("the report knows no blackout: {}", report["unknown"]).into());
+    };
+    let page = mapp(&["report", &app.name, "--html", "/dev/stdout"])?;
+    expect(page.starts_with("<!") && page.contains("</html>"), "the report is no page")?;
+    timeline.note(format!(
+        "it left {source}; {listed} checkpoints are listed, and by the report nothing of it ran for {} ms",
+        blackout / 1000
+    ));
+    Ok(())
 }
 
 /// It ends in its new pod as it would have in its first one, says so in that pod's log, and is started again.

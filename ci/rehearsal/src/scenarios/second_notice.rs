@@ -11,8 +11,8 @@ use crate::{
     timeline::Timeline,
 };
 
-/// So slow that pages take half a minute.
-const RATE: &str = "8mbit";
+/// So slow that pages take minutes.
+const RATE: &str = "3mbit";
 
 pub fn second_notice(strategy: &str, mib: u64) -> Result<(), Failure> {
     let (app, digest) = started("second", strategy, mib)?;
