@@ -108,6 +108,51 @@ impl Drop for Unplugged {
     }
 }
 
+/// A node that has no image of this name, or another one, until this is dropped.
+pub struct OtherImage {
+    node: String,
+    image: String,
+}
+
+impl OtherImage {
+    /// `image` is gone from `node`. Nobody has it to be pulled from.
+    pub fn none(node: &str, image: &str) -> Result<Self, Failure> {
+        let other = Self { node: node.to_owned(), image: reference(image) };
+        other.name(&other.image, &other.kept())?;
+        other.containerd(&["images", "rm", &other.image])?;
+        Ok(other)
+    }
+
+    /// Instead of it there is `another` of its name.
+    pub fn is(&self, another: &str) -> Result<(), Failure> {
+        self.name(&reference(another), &self.image)
+    }
+
+    fn kept(&self) -> String {
+        format!("{}-kept", self.image)
+    }
+
+    fn name(&self, image: &str, name: &str) -> Result<(), Failure> {
+        self.containerd(&["images", "tag", "--force", image, name])
+    }
+
+    fn containerd(&self, words: &[&str]) -> Result<(), Failure> {
+        cluster(&[&["exec", &self.node, "ctr", "-n", "k8s.io"], words].concat())
+    }
+}
+
+impl Drop for OtherImage {
+    fn drop(&mut self) {
+        let back = self.name(&self.kept(), &self.image);
+        report(&self.node, back.and_then(|()| self.containerd(&["images", "rm", &self.kept()])));
+    }
+}
+
+/// What containerd calls an image that has no registry in its name.
+fn reference(image: &str) -> String {
+    format!("docker.io/library/{image}")
+}
+
 /// A store that cannot be used until this is dropped.
 pub struct StoreDown(());
 

@@ -32,10 +32,7 @@ fn asked(timeline: &mut Timeline, app: &Application, source: &str) -> Result<(),
     let object = |words: &[&str]| -> Result<Value, Failure> {
         Ok(serde_json::from_str(&mapp(&[&[words[0], &app.name, "--json"], &words[1..]].concat())?)?)
     };
-    expect(
-        object(&["status"])?["status"]["currentNode"] == app.status()?.node(),
-        "status tells another node",
-    )?;
+    expect(object(&["status"])?["currentNode"] == app.status()?.node(), "status tells another node")?;
     let listed = object(&["checkpoints"])?["checkpoints"].as_array().map_or(0, Vec::len);
     expect(listed > 0, "no checkpoint is listed")?;
     let report = object(&["report"])?;
