@@ -51,7 +51,7 @@ enum Scenario {
     Statefulset,
     /// A node ends without notice: its application goes on from the last periodic checkpoint
     NodeVanishes,
-    /// A second notice comes while pages still arrive
+    /// It has to leave again while pages still arrive
     SecondNotice,
     /// The target's node ends in the middle of the restore
     TargetDies,
