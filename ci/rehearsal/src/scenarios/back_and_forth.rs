@@ -15,13 +15,15 @@ use crate::{
     Failure,
     application::{Application, Status},
     cluster::{get, kubectl},
-    faults::{StoreDown, Unplugged, kill_container, kill_operator, kill_page_server},
+    faults::{Slow, StoreDown, Unplugged, kill_container, kill_operator, kill_page_server},
     observer::{self, Observer, Seen},
     timeline::Timeline,
 };
 
 const STRATEGIES: [&str; 4] = ["full", "lazy-storage", "lazy-direct", "lazy-hybrid"];
 const STAGES: [&str; 4] = ["Preparing", "Dumping", "Restoring", "Filling"];
+/// A link on which pages take seconds.
+const SLOW: &str = "16mbit";
 /// Two of five moves are left alone.
 const FAULTS: [Fault; 10] = [
     Fault::None,
@@ -133,7 +135,12 @@ fn go(app: &Application, plan: &Plan, random: &mut Random) -> Result<Status, Fai
     kubectl(&["patch", "mapp", &app.name, "--type=merge", "-p", &patch])?;
     let before = app.status()?.migration("id").to_owned();
     app.trigger("back-and-forth")?;
-    if plan.fault != Fault::None {
+    if plan.fault == Fault::PageServer {
+        // So that pages still arrive when it is found.
+        let target = app.wait_for_stage(&before, "Preparing")?.migration("target/node").to_owned();
+        let _slow = Slow::link(&target, SLOW)?;
+        inflict(&app.wait_for_stage(&before, plan.stage)?, plan.fault, random)?;
+    } else if plan.fault != Fault::None {
         let reached = app.wait_for_stage(&before, plan.stage)?;
         thread::sleep(Duration::from_millis(random.below(300)));
         inflict(&reached, plan.fault, random)?;
