@@ -10,7 +10,7 @@ use std::{
 use migration_harness::pattern::scramble;
 use serde_json::json;
 
-use super::steps::{expect, one_pod, started};
+use super::steps::{expect, one_pod, other_node, started};
 use crate::{
     Failure,
     application::{Application, Status},
@@ -137,8 +137,7 @@ fn go(app: &Application, plan: &Plan, random: &mut Random) -> Result<Status, Fai
     app.trigger("back-and-forth")?;
     if plan.fault == Fault::PageServer {
         // So that pages still arrive when it is found.
-        let target = app.wait_for_stage(&before, "Preparing")?.migration("target/node").to_owned();
-        let _slow = Slow::link(&target, SLOW)?;
+        let _slow = Slow::link(&other_node(app.status()?.node())?, SLOW)?;
         inflict(&app.wait_for_stage(&before, plan.stage)?, plan.fault, random)?;
     } else if plan.fault != Fault::None {
         let reached = app.wait_for_stage(&before, plan.stage)?;
