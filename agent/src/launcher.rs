@@ -19,7 +19,7 @@ use migration_launch::{
     protocol::{Request, State},
 };
 
-use crate::{client, error::AgentError};
+use crate::{client, error::AgentError, tree};
 
 /// A launcher that waits for a tree.
 #[derive(Debug)]
@@ -195,6 +195,28 @@ pub fn root_of(directory: &Path) -> Result<u32, AgentError> {
         State::Runs(pid) | State::Leaves(pid) => Ok(pid),
         state => Err(unsuitable(directory, format!("it has no tree: it says `{state}`"))),
     }
+}
+
+/// What is behind a launcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Behind {
+    /// The root of the tree, if it lives.
+    pub root: Option<u32>,
+    /// A checkpoint or a handover under way may end it at any moment, or has stopped it.
+    pub leaves: bool,
+}
+
+/// What the launcher with this control directory is in front of.
+///
+/// # Errors
+/// When none answers.
+pub fn behind(directory: &Path) -> Result<Behind, AgentError> {
+    let (root, leaves) = match connect(directory)?.1 {
+        State::Runs(pid) => (Some(pid), false),
+        State::Leaves(pid) => (Some(pid), true),
+        State::Undecided | State::Moved | State::Waits => (None, false),
+    };
+    Ok(Behind { root: root.filter(|pid| tree::is_alive(*pid)), leaves })
 }
 
 fn connect(directory: &Path) -> Result<(Launcher, State), AgentError> {

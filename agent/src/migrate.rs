@@ -214,7 +214,7 @@ async fn connect(request: &MigrateRequest) -> Result<(Channel, Channel), AgentEr
     let (source, target) =
         tokio::try_join!(channel(&request.source, files), channel(&request.target, files))?;
     let ready = async |channel: &Channel, who: &str| {
-        let status = AgentClient::new(channel.clone()).get_status(GetStatusRequest {}).await;
+        let status = AgentClient::new(channel.clone()).get_status(GetStatusRequest::default()).await;
         let status = status.map_err(|status| refused(&status))?.into_inner();
         match status.capabilities.iter().find(|one| one.required && !one.ok) {
             None => Ok(()),
@@ -284,7 +284,7 @@ async fn undo(
     let app = request.app.to_string();
     match dumped {
         Dumped::Stopped(HandoverResult { handover, .. }) => {
-            let request = TakeBackRequest { app, handover: handover.clone() };
+            let request = TakeBackRequest { app, handover: handover.clone(), target_has_ended: false };
             let taken = HandoversClient::new(source.clone()).take_back(request).await;
             taken.map(drop).map_err(|status| refused(&status))
         }
@@ -325,7 +325,8 @@ async fn resident(
 ) -> Result<(), AgentError> {
     let app = request.app.to_string();
     loop {
-        let status = target.get_status(GetStatusRequest {}).await.map_err(|status| refused(&status))?;
+        let status =
+            target.get_status(GetStatusRequest::default()).await.map_err(|status| refused(&status))?;
         let arriving = status.into_inner().arriving.iter().any(|tree| tree.app == app);
         let stopped = match hands_over {
             false => false,

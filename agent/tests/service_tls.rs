@@ -332,7 +332,11 @@ fn the_memory_of_a_stopped_process_is_given_to_its_own_application_and_operators
                     .await
                     .map(drop)
                     .unwrap_err(),
-                client.take_back(TakeBackRequest { app, handover }).await.map(drop).unwrap_err(),
+                client
+                    .take_back(TakeBackRequest { app, handover, target_has_ended: false })
+                    .await
+                    .map(drop)
+                    .unwrap_err(),
             ];
             for status in refused {
                 assert!(matches!(status.code(), Code::PermissionDenied | Code::NotFound), "{status}");
@@ -354,7 +358,7 @@ fn the_memory_of_a_stopped_process_is_given_to_its_own_application_and_operators
         let finish = FinishHandoverRequest { app: app.clone(), handover: handover.clone() };
         let refused = client.finish_handover(finish).await.map(drop).unwrap_err();
         assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
-        client.take_back(TakeBackRequest { app, handover }).await.unwrap();
+        client.take_back(TakeBackRequest { app, handover, target_has_ended: false }).await.unwrap();
     });
     intact(&workload);
     assert!(!served.log().contains("PRIVATE KEY"));

@@ -5,6 +5,7 @@
 //! | there has been none | one is created, which starts its command |
 //! | is gone, or ended because of its machine | its last checkpoint is restored elsewhere; without one it is started anew |
 //! | was restored, and its processes ended by themselves | it is started anew, as Kubernetes does |
+//! | was restored, and its processes were killed, or nobody knows how they ended | as if its pod were gone |
 //! | has completed | nothing more |
 //! | runs | triggers are obeyed, checkpoints made, conditions computed |
 
@@ -33,7 +34,7 @@ use crate::{
     pods::ROLE_ANNOTATION,
     restart,
     start::{created, next_round, start},
-    status::{beginning, condition, failures_in_a_row, next_id, set},
+    status::{beginning, condition, failures_in_a_row, has_checkpoint, next_id, set},
     trigger::{self, CANCEL_ANNOTATION, PRESERVE_ANNOTATION, RETRY_ANNOTATION, Trigger},
 };
 
@@ -55,7 +56,7 @@ pub async fn idle(ctx: &Context, app: MigratableApp) -> Result<Duration, Error> 
     let injected = app.spec.injection.is_some();
     let found = observe::find(ctx, &app, &place, Look::Cached).await?;
     match found.seen {
-        PodSeen::Gone | PodSeen::Ended => Box::pin(gone(ctx, app, &place)).await,
+        PodSeen::Gone | PodSeen::Ended | PodSeen::Killed => Box::pin(gone(ctx, app, &place)).await,
         PodSeen::Leaving if injected => Box::pin(left(ctx, app, &place)).await,
         seen => {
             let again = Box::pin(present(ctx, &app, &found, seen)).await?;
@@ -133,8 +134,9 @@ async fn gone(ctx: &Context, app: MigratableApp, place: &Place) -> Result<Durati
         // No memory is lost by it: it was to end, has ended by itself, or there is none to go on with.
         pod if restart::is_under_way(&app)
             || restart::is_wanted(&app)
-                && (pod.as_ref().is_some_and(|pod| completed(pod) || ended_by_itself(pod))
-                    || status.checkpoint_status.is_none()) =>
+                && (pod.as_ref().is_some_and(|pod| {
+                    completed(pod) || found.seen != PodSeen::Killed && ended_by_itself(pod)
+                }) || !has_checkpoint(&status)) =>
         {
             if pod.is_some() {
                 delete_pod(ctx, &app, place).await?;
@@ -143,14 +145,14 @@ async fn gone(ctx: &Context, app: MigratableApp, place: &Place) -> Result<Durati
             Box::pin(restart::start_over(ctx, app, round)).await
         }
         Some(pod) if completed(&pod) => complete(ctx, &app).await,
-        Some(pod) if ended_by_itself(&pod) => {
+        Some(pod) if found.seen != PodSeen::Killed && ended_by_itself(&pod) => {
             let note = "the restored processes have ended by themselves; the application is started again";
             ctx.event(&app, EventType::Warning, "Ended", note).await;
             delete_pod(ctx, &app, place).await?;
             Box::pin(start(ctx, app.clone(), next_round(&app, name))).await
         }
         pod => {
-            if status.checkpoint_status.is_some() {
+            if has_checkpoint(&status) {
                 return Box::pin(recover(ctx, app, place.clone())).await;
             }
             let note = "its pod is gone and it has no checkpoint; it is started again";

@@ -4,7 +4,7 @@
 //! API server itself, and is what everything that changes something is decided by.
 
 use k8s_openapi::{
-    api::core::v1::{ContainerState, Node, Pod, PodTemplateSpec},
+    api::core::v1::{ContainerState, ContainerStatus, Node, Pod, PodTemplateSpec},
     jiff::Timestamp,
 };
 use kube::{Api, ResourceExt, runtime::reflector::ObjectRef};
@@ -22,10 +22,16 @@ use crate::{
     migration::{FailureKind, Handover, OperationSeen, PodSeen, Residency, Seen},
     placement::{self, Wanted},
     pods::{
-        AGENT, INJECTED_ANNOTATION, MIGRATION_ANNOTATION, ROLE_ANNOTATION, TEMPLATE_ANNOTATION, container_of,
+        AGENT, INJECTED_ANNOTATION, MIGRATION_ANNOTATION, ROLE_ANNOTATION, RUN_PATH, TEMPLATE_ANNOTATION,
+        container_of,
     },
     trigger::{self, CANCEL_ANNOTATION, PRESERVE_ANNOTATION},
 };
+
+/// Exit code of a container whose workload was killed.
+const KILLED: i32 = 137;
+/// A launcher's exit code for a workload of which nobody knows how it ended.
+const UNKNOWN: i32 = 255;
 
 /// Where to look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +149,7 @@ fn of_pod(pod: &Pod, moved: &str) -> PodSeen {
         // A launcher that waits for an application is started again without one: what was restored has ended.
         let restored = pod.annotations().get(ROLE_ANNOTATION).is_some_and(|role| role == "restored");
         if container.name == moved && container.restart_count > 0 && restored {
-            return PodSeen::Ended;
+            return if was_killed(container) { PodSeen::Killed } else { PodSeen::Ended };
         }
         running += u32::from(matches!(&container.state, Some(ContainerState { running: Some(_), .. })));
     }
@@ -151,6 +157,14 @@ fn of_pod(pod: &Pod, moved: &str) -> PodSeen {
         2 if status.pod_ip.is_some() => PodSeen::Ready,
         _ => PodSeen::Starting,
     }
+}
+
+/// Whether what ran in it was killed, or ended in a way nobody knows: by its page server or its launcher, say, because pages could
+/// not be had any more. It had not done its work.
+fn was_killed(container: &ContainerStatus) -> bool {
+    let states = [&container.state, &container.last_state];
+    let ended = states.into_iter().flatten().find_map(|state| state.terminated.as_ref());
+    ended.is_some_and(|ended| [KILLED, UNKNOWN].contains(&ended.exit_code))
 }
 
 /// What a container of a pod waits for, unless it is only being made.
@@ -331,8 +345,9 @@ async fn ask_handover(
         return;
     };
     if written.takes_back() && ctx.must_lead().is_ok() {
-        seen.handover = match agent.take_back(name, handover).await {
-            Ok(()) => Handover::Over,
+        // What has begun to run there may be all there is, unless it is known that it runs no more.
+        seen.handover = match agent.take_back(name, handover, seen.target.is_over()).await {
+            Ok(()) => Handover::GoesOn,
             Err(AgentError::Refused(detail)) => match agents::failure(&detail).kind {
                 FailureKind::RunsElsewhere => Handover::Claimed,
                 _ => Handover::Unknown,
@@ -350,8 +365,22 @@ async fn ask_handover(
                 seen.residency = Residency::Arriving;
             }
         }
-        Ok(_) => seen.handover = Handover::Over,
+        Ok(_) => {
+            seen.handover = fate(&agent).await;
+            if seen.handover != Handover::Over {
+                seen.residency = Residency::Unknown;
+            }
+        }
         Err(_) => seen.residency = Residency::Unknown,
+    }
+}
+
+/// What became of processes that are not stopped any more: they were taken back, or ended.
+async fn fate(agent: &Agent) -> Handover {
+    match agent.tree(RUN_PATH).await {
+        Ok(Some(tree)) if tree.pid == 0 => Handover::Over,
+        Ok(Some(tree)) if !tree.leaves => Handover::GoesOn,
+        _ => Handover::Unknown,
     }
 }
 

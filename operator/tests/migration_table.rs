@@ -172,8 +172,15 @@ fn operations() -> Vec<OperationSeen> {
     all
 }
 
-const PODS: [PodSeen; 6] =
-    [PodSeen::Gone, PodSeen::Ended, PodSeen::Leaving, PodSeen::Starting, PodSeen::Ready, PodSeen::Silent];
+const PODS: [PodSeen; 7] = [
+    PodSeen::Gone,
+    PodSeen::Ended,
+    PodSeen::Killed,
+    PodSeen::Leaving,
+    PodSeen::Starting,
+    PodSeen::Ready,
+    PodSeen::Silent,
+];
 
 /// Everything that can be seen, except that an operation which was not written down is not seen and ends as its kind does.
 fn every_case(mut check: impl FnMut(&Migration, &Seen)) -> usize {
@@ -190,8 +197,13 @@ fn every_case(mut check: impl FnMut(&Migration, &Seen)) -> usize {
             }
             for source in PODS {
                 for target in PODS {
-                    for handover in [Handover::Unknown, Handover::Stopped, Handover::Over, Handover::Claimed]
-                    {
+                    for handover in [
+                        Handover::Unknown,
+                        Handover::Stopped,
+                        Handover::GoesOn,
+                        Handover::Over,
+                        Handover::Claimed,
+                    ] {
                         for residency in [Residency::Unknown, Residency::Arriving, Residency::Resident] {
                             let filling = matches!(
                                 written.stage,
@@ -321,7 +333,7 @@ fn what_is_known_to_be_stopped_is_forgotten_only_when_it_goes_on_at_the_source()
             let Decision::Record(next) = decide(written, seen, &limits, now_of(seen, late)) else { continue };
             assert_ne!(*next, *written, "{written:?} {seen:?}");
             if written.source_has_stopped() && !next.source_has_stopped() {
-                assert!(written.takes_back() && seen.handover == Handover::Over, "{written:?} {seen:?}");
+                assert!(written.takes_back() && seen.handover == Handover::GoesOn, "{written:?} {seen:?}");
             }
             if !written.source_has_stopped() && next.source_has_stopped() {
                 let dumped = matches!(seen.operation, OperationSeen::Succeeded(_));

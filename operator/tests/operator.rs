@@ -592,3 +592,64 @@ async fn a_pod_that_is_lost_before_its_last_checkpoint_is_restored_and_then_star
     assert_eq!(scene.world.app(&full_name).restores, 1, "what was lost went on first");
     scene.assert_runs_once("app").await;
 }
+
+/// What was restored into a pod ends, and its container is started again.
+async fn ends(scene: &Scene, app: &str, pod: &str, exit_code: i32) {
+    let address = scene.pods().get(pod).await.unwrap().status.unwrap().pod_ip.unwrap();
+    scene.world.lock().entry(&scene.full_name(app)).runs.retain(|place| *place != address);
+    support::kubelet::restarted(&scene.pods(), pod, "main", exit_code).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restored_processes_that_are_killed_before_their_last_page_came_go_on_at_the_source() {
+    let scene = Scene::new("killed-filling").await;
+    let _operator = scene.operator();
+    // The source's agent may have heard of it first, and let them go on by itself.
+    for (app, told) in [("asked", false), ("told", true)] {
+        scene.world.lock().resident_after = Duration::from_secs(600);
+        scene.create(app, json!({"migrationPolicy": {"strategy": "lazy-direct"}})).await;
+        scene.until_running(app).await;
+        scene.trigger(app).await;
+        let filling = scene.until_stage(app, Stage::Filling).await.migration.unwrap();
+        scene.world.lock().resident_after = Duration::ZERO;
+        let target = filling.target.unwrap().pod;
+        {
+            let mut world = scene.world.lock();
+            let entry = world.entry(&scene.full_name(app));
+            entry.runs.clear();
+            if told {
+                let (source, ..) = entry.stopped.take().unwrap();
+                world.run(&scene.full_name(app), &source);
+            }
+        }
+        ends(&scene, app, &target, 137).await;
+        // It moves all the same, from where it went on.
+        let after = scene.until_over(app, 1).await;
+        let migration = after.migration.clone().unwrap();
+        assert_eq!(migration.stage, Stage::Succeeded, "{}", pretty(&after));
+        assert_ne!(migration.target.unwrap().pod, target);
+        let known = scene.world.app(&scene.full_name(app));
+        assert_eq!((known.launches, known.restores), (1, 2), "{known:?}");
+        scene.assert_runs_once(app).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_killed_is_restored_and_what_has_ended_is_started_anew() {
+    let scene = Scene::new("killed-later").await;
+    let _operator = scene.operator();
+    // The last is a launcher's, which does not know.
+    for (app, exit_code, launches) in [("killed", 137, 1), ("ended", 3, 2), ("unknown", 255, 1)] {
+        scene.create(app, json!({})).await;
+        scene.until_running(app).await;
+        scene.trigger(app).await;
+        let moved = scene.until_over(app, 1).await;
+        ends(&scene, app, moved.current_pod_name.as_deref().unwrap(), exit_code).await;
+        let again = |status: &MigratableAppStatus| {
+            status.phase == Some(Phase::Running) && status.current_pod_name != moved.current_pod_name
+        };
+        scene.until(app, "runs in another pod", again).await;
+        assert_eq!(scene.world.app(&scene.full_name(app)).launches, launches, "{app}");
+        scene.assert_runs_once(app).await;
+    }
+}

@@ -117,7 +117,7 @@ pub struct Cancel {
 pub fn status(typed: &Status, output: Output) -> Result<(), AgentError> {
     let app = typed.app.as_ref().map(ToString::to_string).unwrap_or_default();
     let (status, operations) = typed.at.ask(async |mut agent| {
-        let status = agent.get_status(GetStatusRequest {}).await?.into_inner();
+        let status = agent.get_status(GetStatusRequest::default()).await?.into_inner();
         let operations = agent.list_operations(ListOperationsRequest { app }).await?.into_inner().operations;
         Ok((status, operations))
     })?;

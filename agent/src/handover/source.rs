@@ -497,6 +497,20 @@ impl Handover {
         Ok(())
     }
 
+    /// Says for whoever has claimed it that nothing of it runs elsewhere, nor will. Only for who knows that.
+    ///
+    /// # Errors
+    /// When the store fails; it can be repeated.
+    pub fn target_has_ended(&self) -> Result<(), AgentError> {
+        let fence = Fence::new(Arc::clone(&self.store), self.app.clone());
+        self.runtime.block_on(async {
+            match fence.runner(self.generation()).await? {
+                Some(runner) if runner != self.saved.runner => fence.end(self.generation()).await,
+                _ => Ok(()),
+            }
+        })
+    }
+
     /// Ends the stopped tree, which nobody needs any more; see the rules in the module's description, which whoever calls this
     /// has to keep.
     ///

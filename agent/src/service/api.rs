@@ -1,6 +1,7 @@
 //! The calls.
 
 use std::{
+    path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -11,8 +12,8 @@ use migration_proto::agent::{
     AgentStatus, ArrivingTree, CancelOperationRequest, Capability, CollectRequest, CollectResponse,
     DirtyVolume, ErrorDetail, FinalDumpRequest, GetDirtyVolumeRequest, GetStatusRequest,
     ListCheckpointsRequest, ListCheckpointsResponse, ListOperationsRequest, ListOperationsResponse,
-    Operation, OperationState, PreCheckpointRequest, Reason, RestoreRequest, WatchRequest, agent_server,
-    operation::Outcome,
+    Operation, OperationState, PreCheckpointRequest, Reason, RestoreRequest, Tree, WatchRequest,
+    agent_server, operation::Outcome,
 };
 use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -26,6 +27,7 @@ use super::{
 };
 use crate::{
     Agent, host,
+    launcher::{self, Behind},
     volume::{DirtyVolume as _, FromStatistics},
 };
 
@@ -92,6 +94,8 @@ impl agent_server::Agent for Api {
         let caller = caller_of(&request)?;
         let agent = Arc::clone(&self.agent);
         let running = self.operations.list(&caller, "").iter().filter(|entry| !entry.has_ended()).count();
+        let launcher = wire::launcher(request.get_ref().launcher.clone()).map_err(refused)?;
+        let asked = (!launcher.is_empty() && caller == Caller::Operator).then(|| PathBuf::from(launcher));
         let look = move || AgentStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             store: agent.store().describe(),
@@ -99,6 +103,7 @@ impl agent_server::Agent for Api {
             running_operations: running as u32,
             arriving: arriving(&caller),
             cpu_features: host::instruction_sets(),
+            tree: asked.and_then(|launcher| tree(&launcher)),
         };
         Ok(Response::new(spawn_blocking(look).await.map_err(broken)?))
     }
@@ -217,6 +222,16 @@ fn arriving(caller: &Caller) -> Vec<ArrivingTree> {
         })
     });
     trees.filter(|tree| caller.may_touch(&tree.app)).collect()
+}
+
+fn tree(launcher: &Path) -> Option<Tree> {
+    match launcher::behind(launcher) {
+        Ok(Behind { root, leaves }) => Some(Tree { pid: root.unwrap_or(0), leaves }),
+        Err(error) => {
+            tracing::warn!(error = crate::error_chain(&error), "what runs here is not known");
+            None
+        }
+    }
 }
 
 fn capability(one: crate::capabilities::Capability) -> Capability {

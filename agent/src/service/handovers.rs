@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     api::{allow, broken, caller_of, refused},
+    caller::Caller,
     error,
     metrics::Metrics,
     wire,
@@ -265,9 +266,16 @@ impl handovers_server::Handovers for HandoversApi {
     }
 
     async fn take_back(&self, request: Request<TakeBackRequest>) -> Answer<TakeBackResponse> {
-        let TakeBackRequest { app, handover } = request.get_ref();
+        let TakeBackRequest { app, handover, target_has_ended } = request.get_ref();
         let handover = self.find(&request, app, handover)?;
-        let taken = spawn_blocking(move || handover.take_back()).await.map_err(broken)?;
+        let target_has_ended = *target_has_ended && caller_of(&request)? == Caller::Operator;
+        let take_back = move || {
+            if target_has_ended {
+                handover.target_has_ended()?;
+            }
+            handover.take_back()
+        };
+        let taken = spawn_blocking(take_back).await.map_err(broken)?;
         taken.map_err(|error| refused(error::of_error(&error, Some("the tree stays stopped".to_owned()))))?;
         Ok(Response::new(TakeBackResponse {}))
     }

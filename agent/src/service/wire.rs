@@ -171,7 +171,9 @@ fn root(pid: u32, launcher: &str) -> Result<u32, ErrorDetail> {
     }
 }
 
-fn launcher(directory: String) -> Result<String, ErrorDetail> {
+/// # Errors
+/// When it is no absolute path.
+pub fn launcher(directory: String) -> Result<String, ErrorDetail> {
     match directory.is_empty() || directory.starts_with('/') {
         true => Ok(directory),
         false => Err(usage(format!("`{directory}` is no absolute path of a launcher's control directory"))),

@@ -6,7 +6,7 @@ use migration_proto::agent::{
     AgentStatus, CancelOperationRequest, CollectRequest, CollectResponse, DirtyVolume, ErrorDetail,
     FinalDumpRequest, GetDirtyVolumeRequest, GetStatusRequest, ListCheckpointsRequest,
     ListCheckpointsResponse, ListHandoversRequest, ListOperationsRequest, Operation, PreCheckpointRequest,
-    RestoreRequest, StatusDetails, StoppedTree, TakeBackRequest, agent_client::AgentClient,
+    RestoreRequest, StatusDetails, StoppedTree, TakeBackRequest, Tree, agent_client::AgentClient,
     handovers_client::HandoversClient,
 };
 use prost::Message;
@@ -94,7 +94,16 @@ impl Agent {
     /// # Errors
     /// As every call.
     pub async fn status(&self) -> Result<AgentStatus, AgentError> {
-        self.call(CALL, self.agent().get_status(GetStatusRequest {})).await
+        self.call(CALL, self.agent().get_status(GetStatusRequest::default())).await
+    }
+
+    /// What is behind the launcher with this control directory; `None` if that does not answer.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn tree(&self, launcher: &str) -> Result<Option<Tree>, AgentError> {
+        let request = GetStatusRequest { launcher: launcher.to_owned() };
+        Ok(self.call(CALL, self.agent().get_status(request)).await?.tree)
     }
 
     /// The operations of an application it knows.
@@ -177,12 +186,18 @@ impl Agent {
         Ok(self.call(CALL, self.handovers_client().list_handovers(request)).await?.handovers)
     }
 
-    /// Lets a stopped tree go on.
+    /// Lets a stopped tree go on; also one that was claimed, if nothing of it runs at its target any more.
     ///
     /// # Errors
     /// As every call; it stays stopped then.
-    pub async fn take_back(&self, app: &str, handover: &str) -> Result<(), AgentError> {
-        let request = TakeBackRequest { app: app.to_owned(), handover: handover.to_owned() };
+    pub async fn take_back(
+        &self,
+        app: &str,
+        handover: &str,
+        target_has_ended: bool,
+    ) -> Result<(), AgentError> {
+        let request =
+            TakeBackRequest { app: app.to_owned(), handover: handover.to_owned(), target_has_ended };
         self.call(CALL, self.handovers_client().take_back(request)).await.map(drop)
     }
 }

@@ -206,7 +206,7 @@ pub async fn gone(ctx: &Context, app: MigratableApp, place: Place, found: Found)
             }
         };
     }
-    let lost = awaited || is_lost(ctx, &app, &place).await?;
+    let lost = awaited || found.seen == PodSeen::Killed || is_lost(ctx, &app, &place).await?;
     if lost && has_checkpoint(&status) {
         return Box::pin(idle::recover(ctx, app, place)).await;
     }

@@ -90,7 +90,7 @@ fn take_name(case: &Case<'_>, exhausted: bool) -> Decision {
     match case.seen.source {
         // No pod has come into which it could be restored: another checkpoint would not be better.
         _ if exhausted => give_up(case, case.last_message("no pod could be made for it")),
-        PodSeen::Gone | PodSeen::Ended => case.record(|next| {
+        PodSeen::Gone | PodSeen::Ended | PodSeen::Killed => case.record(|next| {
             next.stage = MigrationStage::Preparing;
             next.target = Some(case.place(""));
         }),
@@ -118,7 +118,9 @@ pub(super) fn prepare(case: &Case<'_>) -> Decision {
         }
         PodSeen::Gone => Decision::Do(Effect::CreateTarget),
         PodSeen::Ended if case.seen.superseded => failed(case, FailureKind::Refused, case.why_not_ready()),
-        PodSeen::Ended | PodSeen::Leaving => failed(case, FailureKind::Passing, case.why_not_ready()),
+        PodSeen::Ended | PodSeen::Killed | PodSeen::Leaving => {
+            failed(case, FailureKind::Passing, case.why_not_ready())
+        }
         PodSeen::Starting | PodSeen::Silent if case.lasted() > case.limits.prepare => failed(
             case,
             FailureKind::Passing,
@@ -252,10 +254,10 @@ pub(super) fn take_back(case: &Case<'_>) -> Decision {
             case.record(|next| from_store(next, "the source's pod is gone; the last checkpoint is restored"))
         }
         // It was ended because the target, which is gone, needed it no longer.
-        Handover::Over if case.written.target_lost == Some(TargetLost::HadRun) => {
+        Handover::Over => {
             case.record(|next| from_store(next, "the target was lost; the last checkpoint is restored"))
         }
-        Handover::Over => case.record(|next| {
+        Handover::GoesOn => case.record(|next| {
             other_target(next, true);
             next.handover_id = None;
             next.handover_generation = None;
@@ -283,10 +285,8 @@ pub(super) fn take_back(case: &Case<'_>) -> Decision {
 
 /// What became of processes that were still stopped at the source when the migration ended.
 pub(super) fn settle_handover(case: &Case<'_>) -> Decision {
-    let lost = case.seen.source.is_over()
-        || case.seen.handover == Handover::Claimed
-        || (case.seen.handover == Handover::Over && case.written.target_lost == Some(TargetLost::HadRun));
-    if !lost && case.seen.handover != Handover::Over {
+    let lost = case.seen.source.is_over() || matches!(case.seen.handover, Handover::Claimed | Handover::Over);
+    if !lost && case.seen.handover != Handover::GoesOn {
         return Decision::Wait(case.limits.look * 10);
     }
     case.record(|next| {
@@ -298,11 +298,18 @@ pub(super) fn settle_handover(case: &Case<'_>) -> Decision {
     })
 }
 
+const KILLED: &str = "the restored processes were killed before their last page came";
+
 /// The application runs at the target, and its pages arrive.
 pub(super) fn fill(case: &Case<'_>) -> Decision {
     let hands_over = case.written.handover_id.is_some();
     match (case.seen.target, case.seen.residency) {
         (PodSeen::Gone, _) => failed(case, FailureKind::Passing, "the target's pod is gone"),
+        (PodSeen::Killed, _) => failed(case, FailureKind::Passing, KILLED),
+        // Their agents knew before their pod told.
+        _ if hands_over && case.seen.handover == Handover::GoesOn => {
+            failed(case, FailureKind::Passing, KILLED)
+        }
         // It ended by itself, having been moved.
         (PodSeen::Ended, _) => has_moved(case, false),
         (_, Residency::Resident) => has_moved(case, true),

@@ -48,7 +48,7 @@ pub(super) fn prepare(case: &Case<'_>) -> Decision {
             return fail_target(case, "the target's pod was not made in time");
         }
         PodSeen::Gone => return Decision::Do(Effect::CreateTarget),
-        PodSeen::Ended | PodSeen::Leaving => {
+        PodSeen::Ended | PodSeen::Killed | PodSeen::Leaving => {
             return fail_target(case, case.why_not_ready());
         }
         _ => {}

@@ -71,6 +71,8 @@ pub enum PodSeen {
     Gone,
     /// It is there and its containers have ended for good. Nothing of it runs, nor will.
     Ended,
+    /// The same of what was restored into it, which did not end by itself.
+    Killed,
     /// It is being deleted. It may still run.
     Leaving,
     /// It is not ready yet.
@@ -84,7 +86,7 @@ pub enum PodSeen {
 impl PodSeen {
     /// Whether it is known that nothing of it runs, nor will.
     pub fn is_over(self) -> bool {
-        matches!(self, Self::Gone | Self::Ended)
+        matches!(self, Self::Gone | Self::Ended | Self::Killed)
     }
 }
 
@@ -172,7 +174,9 @@ pub enum Handover {
     Unknown,
     /// They are stopped.
     Stopped,
-    /// They go on at the source, or were ended because nobody needs them.
+    /// They go on at the source.
+    GoesOn,
+    /// They were ended: because nobody needs them, as a rule.
     Over,
     /// They cannot go on: somebody else has begun to run the application, and has not said that it ended.
     Claimed,

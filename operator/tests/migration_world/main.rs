@@ -44,11 +44,12 @@ proptest! {
         match (&world.runs[..], place) {
             ([runs], place) => prop_assert_eq!(Some(runs), place.as_ref(), "it runs elsewhere than is written\n{}", log),
             ([], Some(place)) => {
-                // It is stopped there, or its pod is gone, which everybody can see; its checkpoint can be restored.
+                // It is stopped there, or it is gone with its pod or was killed, which everybody can see; its checkpoint can be restored.
                 let stopped = world.stopped.as_ref().is_some_and(|stopped| stopped.pod == place);
                 // Or it is written down that this is not known: the next checkpoint there tells.
                 let unknown = written.target_lost == Some(TargetLost::MayHaveRun);
-                prop_assert!(stopped || unknown || !world.pods.contains_key(&place), "{:?}\n{}", written, log);
+                let gone = world.pods.get(&place).is_none_or(|pod| pod.killed_at.is_some());
+                prop_assert!(stopped || unknown || gone, "{:?}\n{}", written, log);
             }
             // What was dumped is in the store, and everybody can see that it does not run.
             _ => prop_assert!(written.stage != Stage::Succeeded, "{:?}\n{}", written, log),

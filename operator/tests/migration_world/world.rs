@@ -17,6 +17,8 @@ use serde_json::json;
 
 /// A step of time.
 pub const TICK_MS: u64 = 100;
+/// Ticks until a kubelet has told that a container has ended.
+const NOTICED: u64 = 20;
 /// The source and the nodes that can be moved to.
 pub const NODES: [&str; 4] = ["a", "b", "c", "d"];
 
@@ -42,6 +44,11 @@ pub enum Happens {
     Silent(Which, u64),
     /// A pod is gone with its machine.
     Dies(Which),
+    /// What was restored at the target is killed, which its pod tells a while later. The source's agent may hear of it, and lets
+    /// what is stopped there go on.
+    Killed {
+        told: bool,
+    },
     /// A node is about to vanish.
     Doomed(usize),
     Cancel,
@@ -69,6 +76,7 @@ pub fn happens() -> impl Generator<Value = Happens> {
         2 => (any::<bool>(), 1u64..1500).prop_map(|(dump, ticks)| Happens::Slow { dump, ticks }),
         3 => (which.clone(), 1u64..1500).prop_map(|(which, ticks)| Happens::Silent(which, ticks)),
         2 => which.prop_map(Happens::Dies),
+        2 => any::<bool>().prop_map(|told| Happens::Killed { told }),
         2 => (0..NODES.len()).prop_map(Happens::Doomed),
         1 => Just(Happens::Cancel),
         2 => Just(Happens::Forgets),
@@ -130,6 +138,8 @@ pub struct Pod {
     pub operations: BTreeMap<String, Operation>,
     /// It started anew, and is another application, or, with this one's name, another run of it.
     pub anew: bool,
+    /// When what was restored into it was killed.
+    pub killed_at: Option<u64>,
 }
 
 /// What tells pods apart: a name, or what stands for it where several have one.
@@ -263,6 +273,25 @@ impl World {
                     self.end_pod(&name);
                 }
             }
+            Happens::Killed { told } => {
+                let Some(target) = self.pod_of(Which::Target).filter(|name| self.runs.contains(name)) else {
+                    return;
+                };
+                if target == key(&self.written.source) {
+                    return;
+                }
+                self.runs.retain(|pod| *pod != target);
+                if let Some(pod) = self.pods.get_mut(&target) {
+                    pod.killed_at = Some(self.tick);
+                }
+                // Nobody says that nothing is needed any more.
+                if let Some(stopped) = &mut self.stopped {
+                    stopped.finished_at = None;
+                }
+                if *told && let Some(stopped) = self.stopped.take() {
+                    self.runs.push(stopped.pod);
+                }
+            }
             Happens::Doomed(node) => self.doomed.push(NODES[*node].to_owned()),
             Happens::Cancel => self.cancel = true,
             Happens::Forgets => self.forgets += 1,
@@ -365,6 +394,7 @@ impl World {
         match self.pods.get(name) {
             None => PodSeen::Gone,
             Some(pod) if self.tick < pod.ready_at => PodSeen::Starting,
+            Some(pod) if pod.killed_at.is_some_and(|at| at + NOTICED <= self.tick) => PodSeen::Killed,
             Some(pod) if self.tick < pod.silent_until => PodSeen::Silent,
             Some(_) => PodSeen::Ready,
         }
@@ -396,23 +426,26 @@ impl World {
         let mut handover = Handover::Unknown;
         if written.handover_id.is_some() {
             match source {
-                PodSeen::Gone | PodSeen::Ended => handover = Handover::Over,
+                _ if source.is_over() => handover = Handover::Over,
                 PodSeen::Ready => {
                     if written.takes_back()
                         && let Some(stopped) = self.stopped.clone()
                     {
-                        if stopped.claimed {
+                        // Unless it is known that nothing of it runs there any more.
+                        if stopped.claimed && !target.is_over() {
                             handover = Handover::Claimed;
                         } else {
                             self.stopped = None;
                             self.runs.push(stopped.pod);
-                            handover = Handover::Over;
+                            handover = Handover::GoesOn;
                         }
                     } else if self.stopped.is_some() {
                         handover = Handover::Stopped;
                         if residency == Residency::Resident {
                             residency = Residency::Arriving;
                         }
+                    } else if self.runs.contains(&key(&written.source)) {
+                        (handover, residency) = (Handover::GoesOn, Residency::Unknown);
                     } else {
                         handover = Handover::Over;
                     }
@@ -666,5 +699,5 @@ impl World {
 }
 
 pub fn new_pod(ready_at: u64, anew: bool) -> Pod {
-    Pod { ready_at, silent_until: 0, operations: BTreeMap::new(), anew }
+    Pod { ready_at, silent_until: 0, operations: BTreeMap::new(), anew, killed_at: None }
 }

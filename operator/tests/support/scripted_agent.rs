@@ -15,7 +15,7 @@ use migration_proto::agent::{
     ListCheckpointsRequest, ListCheckpointsResponse, ListHandoversRequest, ListHandoversResponse,
     ListOperationsRequest, ListOperationsResponse, Operation, OperationKind, OperationState,
     PreCheckpointRequest, ReadFramesRequest, Reason, RestoreRequest, RestoreResult, StatusDetails,
-    StoppedTree, StoredCheckpoint, Strategy, TakeBackRequest, TakeBackResponse, WatchRequest,
+    StoppedTree, StoredCheckpoint, Strategy, TakeBackRequest, TakeBackResponse, Tree, WatchRequest,
     agent_server::{self, AgentServer},
     handovers_server::{self, HandoversServer},
     operation::Outcome,
@@ -347,7 +347,7 @@ impl agent_server::Agent for ScriptedAgent {
         })
     }
 
-    async fn get_status(&self, _: Request<GetStatusRequest>) -> Answer<AgentStatus> {
+    async fn get_status(&self, request: Request<GetStatusRequest>) -> Answer<AgentStatus> {
         self.called("GetStatus").await?;
         let world = self.world.lock();
         let capability = |name: &str| Capability {
@@ -357,6 +357,8 @@ impl agent_server::Agent for ScriptedAgent {
             detail: "scripted".to_owned(),
         };
         let runs_here = world.apps.values().any(|app| app.runs.contains(&self.pod));
+        let asked = !request.get_ref().launcher.is_empty();
+        let tree = asked.then(|| Tree { pid: if runs_here { 10_000 } else { 0 }, leaves: false });
         let only_here = world.only_there.clone().filter(|_| runs_here);
         let cpu_features = only_here.into_iter().chain(["avx2".to_owned()]).collect();
         let mut arriving = Vec::new();
@@ -385,6 +387,7 @@ impl agent_server::Agent for ScriptedAgent {
             capabilities,
             arriving,
             cpu_features,
+            tree,
             ..Default::default()
         }))
     }
@@ -484,12 +487,13 @@ impl handovers_server::Handovers for ScriptedAgent {
 
     async fn take_back(&self, request: Request<TakeBackRequest>) -> Answer<TakeBackResponse> {
         self.called("TakeBack").await?;
-        let TakeBackRequest { app, handover } = request.into_inner();
+        let TakeBackRequest { app, handover, target_has_ended } = request.into_inner();
         let mut world = self.world.lock();
         let entry = world.entry(&app);
         match &entry.stopped {
             Some((pod, id, _)) if *pod == self.pod && *id == handover => {
                 if !entry.runs.is_empty() {
+                    assert!(!target_has_ended, "{app} runs in {:?}", entry.runs);
                     return Err(status(Reason::RunsElsewhere));
                 }
                 entry.stopped = None;
