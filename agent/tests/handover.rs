@@ -198,6 +198,27 @@ fn a_stopped_tree_goes_on_only_if_nobody_else_may_run_it() {
 }
 
 #[test]
+fn whoever_knows_that_nothing_runs_at_the_target_lets_a_stopped_tree_go_on() {
+    let fixture = Fixture::local();
+    let agent = agent(&fixture);
+    let workload = Workload::start("heap", &["--mib", "8"]).unwrap();
+    let handover = hand_over(&agent, &workload);
+    // Of a generation that nobody has claimed nothing can have ended.
+    handover.target_has_ended().unwrap();
+    let fence = Fence::new(Arc::clone(agent.store()), handover.app().clone());
+    assert!(!agent.block_on(fence.has_ended(handover.generation())).unwrap());
+    agent.block_on(fence.claim(&Runner::here(handover.generation()))).unwrap();
+    let refused = handover.take_back();
+    assert!(matches!(refused, Err(AgentError::RunsElsewhere { .. })), "{refused:?}");
+
+    handover.target_has_ended().unwrap();
+    handover.take_back().unwrap();
+
+    intact(&workload);
+    assert_eq!(agent.block_on(fence.newest()).unwrap(), handover.generation() + 1);
+}
+
+#[test]
 fn a_stopped_tree_is_found_again_by_the_next_agent() {
     let fixture = Fixture::local();
     let workload = Workload::start("areas", &["--mib", "16"]).unwrap();

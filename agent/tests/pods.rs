@@ -16,6 +16,7 @@ use migration_launch::{
     control::Launcher,
     protocol::{Request, State},
 };
+use migration_proto::agent::GetStatusRequest;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -326,6 +327,11 @@ fn an_agent_that_is_killed_while_a_workload_leaves_is_followed_by_one_that_tells
             ended && matches!(says(), Some(State::Runs(_) | State::Moved))
         });
         assert!(decided, "after {step} steps the launcher says {:?}", says());
+        let request = GetStatusRequest { launcher: control.clone() };
+        let status = service.ask(async |mut agent| agent.get_status(request).await).unwrap();
+        let behind = status.into_inner().tree.map(|tree| (tree.pid, tree.leaves));
+        let expected = if let Some(State::Runs(pid)) = says() { pid } else { 0 };
+        assert_eq!(behind, Some((expected, false)), "the agent tells what is behind the launcher");
         let listed = fixture.json(&["list", "--app", &app]);
         let committed = listed["checkpoints"] != json!([]);
         match says() {

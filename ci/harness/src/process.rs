@@ -2,7 +2,10 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::net::TcpListener;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -200,10 +203,19 @@ fn is_file(path: &Path) -> bool {
     path.metadata().is_ok_and(|metadata| metadata.is_file())
 }
 
-/// A TCP port on loopback that is free now.
+/// A TCP port on loopback that is free now, and that nobody gets by chance: neither a connection, whose ports the kernel chooses from
+/// 32768 on, nor another caller in this process.
 ///
 /// # Errors
 /// When there is none.
 pub fn free_port() -> io::Result<u16> {
-    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+    const PORTS: Range<u16> = 10_000..20_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let length = u32::from(PORTS.end - PORTS.start);
+    let mut tried = (0..length).map(|_| {
+        let at = std::process::id().wrapping_mul(37).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        PORTS.start + (at % length) as u16
+    });
+    tried.find(free).ok_or_else(|| ErrorKind::AddrInUse.into())
 }

@@ -82,6 +82,18 @@ fn several_tasks_register_over_one_connection_and_each_gets_its_pages() {
 }
 
 #[test]
+fn times_are_counted_from_the_first_task_also_if_that_is_a_zombie() {
+    let begun = Instant::now();
+    let served = Served::with(&[(PID, vec![area(B, 500)])], &[PID + 1], |_| {}, |_| {});
+    let mut target = Target::start(&served.socket());
+    target.ok(&format!("map {B} 500; arm; pid -{}; pid {PID}; send; finish; check {B} 500 {B}", PID + 1));
+    let stats = served.assert_resident();
+    let most = begun.elapsed().as_millis() as u64 + 1;
+    assert!(stats.restored_ms.unwrap() <= stats.resident_ms.unwrap(), "{stats:?}");
+    assert!(stats.resident_ms.unwrap() <= most, "{stats:?} after {most} ms");
+}
+
+#[test]
 fn children_and_grandchildren_have_what_their_parents_had() {
     let areas = [area(B, 1024)];
     let served = slowly(&areas);

@@ -142,7 +142,6 @@ impl EventLoop {
         let known = self.check_task(connection, pid, sender);
         if self.owner.is_none() && known.is_ok() {
             self.begin_restore(connection);
-            mark(&self.journal, Number::Registered);
         }
         if self.owner != Some(connection) {
             self.refuse(sender, uffd.into());
@@ -207,6 +206,8 @@ impl EventLoop {
         if let Some(connection) = self.connections.get(&connection) {
             self.journal.set_owner(connection.as_fd().as_raw_fd());
         }
+        // Also where the first one is a zombie, which has no memory.
+        mark(&self.journal, Number::Registered);
         self.journal.enter(Phase::Restoring);
     }
 
