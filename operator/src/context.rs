@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use k8s_openapi::{
@@ -25,11 +25,13 @@ use kube::{
 use crate::{
     agents::{Agent, AgentError, Agents, At},
     api::MigratableApp,
+    cache::Pods,
     certificates::Authorities,
     error::Error,
     metrics::Metrics,
     migration::Limits,
     pods::AgentSettings,
+    secrets::Wrong,
 };
 
 /// The name under which the operator writes.
@@ -65,13 +67,15 @@ pub struct Context {
     /// What does not change.
     pub settings: Settings,
     /// Pods of applications, as they were a moment ago.
-    pub pods: Store<Pod>,
+    pub(crate) pods: Pods,
     /// Nodes, as they were a moment ago.
     pub nodes: Store<Node>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Who issues the agents' certificates, once that is known.
     pub authorities: Mutex<Option<Authorities>>,
+    /// By name, what is wrong with the Secrets that credentials come from, and when that was found out.
+    pub(crate) credentials: Mutex<HashMap<String, (Instant, Option<Wrong>)>>,
     pub(crate) recorder: Recorder,
     pub(crate) memory: Memory,
     leading: Arc<AtomicBool>,
@@ -133,11 +137,11 @@ impl Memory {
 
 impl Context {
     /// A context that does not lead until `leading` is true.
-    pub fn new(
+    pub(crate) fn new(
         client: Client,
         agents: Arc<dyn Agents>,
         settings: Settings,
-        pods: Store<Pod>,
+        pods: Pods,
         nodes: Store<Node>,
         leading: Arc<AtomicBool>,
     ) -> Self {
@@ -150,6 +154,7 @@ impl Context {
             nodes,
             metrics: Arc::default(),
             authorities: Mutex::default(),
+            credentials: Mutex::default(),
             recorder,
             memory: Memory::default(),
             leading,
