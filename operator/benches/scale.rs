@@ -51,8 +51,8 @@ const TOGETHER: usize = 100;
 const DEADLINE: Duration = Duration::from_secs(120);
 /// Triggers beside idle applications.
 const TRIGGERS: usize = 20;
-/// How long idle applications are watched.
-const IDLE: Duration = Duration::from_secs(45);
+/// How long idle applications are watched: as long as it takes until all of them have been asked whether they can be moved.
+const IDLE: Duration = Duration::from_secs(60);
 /// Nothing takes that long.
 const LIMIT: Duration = Duration::from_secs(1800);
 /// Requests of this program under way at a time.

@@ -86,6 +86,9 @@ pub async fn reconcile(app: Arc<MigratableApp>, ctx: Arc<Context>) -> Result<Act
 
 async fn look(app: MigratableApp, ctx: &Context) -> Result<Action, Error> {
     ctx.must_lead()?;
+    if let Some(left) = ctx.memory.behind(&app.metadata) {
+        return Ok(Action::requeue(left));
+    }
     let moves = |app: &MigratableApp| {
         let written = app.status.as_ref().and_then(|status| status.migration.as_ref());
         written.is_some_and(|one| !one.stage.is_over())

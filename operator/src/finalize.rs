@@ -52,7 +52,10 @@ async fn set(ctx: &Context, app: &MigratableApp, finalizers: &[String]) -> Resul
     let apps = ctx.apps(&app.namespace().unwrap_or_default());
     let patch = Patch::Merge(json!({"metadata": metadata}));
     match apps.patch_metadata(&app.name_any(), &PatchParams::default(), &patch).await {
-        Ok(_) => Ok(()),
+        Ok(written) => {
+            ctx.memory.wrote(&written.metadata);
+            Ok(())
+        }
         Err(error) if is(&error, 404) => Ok(()),
         Err(error) => Err(Error::kube("write finalizers")(error)),
     }
