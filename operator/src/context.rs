@@ -165,11 +165,11 @@ impl Memory {
 
 impl Context {
     /// A context that does not lead until `leading` is true.
-    pub(crate) fn new(
+    pub fn new(
         client: Client,
         agents: Arc<dyn Agents>,
         settings: Settings,
-        pods: Pods,
+        pods: Store<Pod>,
         nodes: Store<Node>,
         leading: Arc<AtomicBool>,
     ) -> Self {
@@ -178,7 +178,7 @@ impl Context {
             client,
             agents,
             settings,
-            pods,
+            pods: Pods::new(pods),
             nodes,
             metrics: Arc::default(),
             authorities: Mutex::default(),

@@ -30,7 +30,7 @@ use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 use crate::{
     agents::Agents,
     api::{APP_LABEL, MigratableApp},
-    cache::{self, Pods},
+    cache,
     context::{Context, Settings},
     error::Error,
     finalize, idle, injection, migrate,
@@ -153,7 +153,6 @@ pub async fn run(
     let (pods, pods_writer) = store::<Pod>();
     let (nodes, nodes_writer) = store::<Node>();
     let (apps, apps_writer) = store::<MigratableApp>();
-    let pods = Pods::new(pods);
     let labelled = watcher::Config::default().labels(APP_LABEL);
     let (pods_api, apps_api) = match &settings.only {
         Some(namespace) => {
@@ -161,9 +160,11 @@ pub async fn run(
         }
         None => (Api::<Pod>::all(client.clone()), Api::<MigratableApp>::all(client.clone())),
     };
+    let nodes_api = Api::<Node>::all(client.clone());
+    let ctx = Arc::new(Context::new(client, agents, settings, pods, nodes.clone(), leading));
     let pod_events = watcher(pods_api, labelled).default_backoff().modify(cache::prune_pod);
     let pods_changed = Arc::new(Notify::new());
-    let (changed, indexed) = (Arc::clone(&pods_changed), pods.clone());
+    let (changed, indexed) = (Arc::clone(&pods_changed), ctx.pods.clone());
     let pod_events = reflector::reflector(pods_writer, pod_events)
         .inspect_ok(move |event| indexed.heard(event))
         .touched_objects()
@@ -172,13 +173,11 @@ pub async fn run(
                 changed.notify_one();
             }
         });
-    let node_events = watcher(Api::<Node>::all(client.clone()), watcher::Config::default())
-        .default_backoff()
-        .modify(cache::prune_node);
+    let node_events =
+        watcher(nodes_api, watcher::Config::default()).default_backoff().modify(cache::prune_node);
     let node_events = reflector::reflector(nodes_writer, node_events).touched_objects();
     let app_events = watcher(apps_api, watcher::Config::default()).default_backoff().modify(cache::prune_app);
     let app_events = reflector::reflector(apps_writer, app_events).applied_objects();
-    let ctx = Arc::new(Context::new(client, agents, settings, pods, nodes.clone(), leading));
     with(Arc::clone(&ctx));
 
     let nodes_watched = tokio::spawn(node_events.for_each(|event| {
