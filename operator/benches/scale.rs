@@ -11,21 +11,27 @@
 mod support;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap, HashSet},
     env, fs,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt, future::pending, stream};
-use kube::{Client, api::ListParams};
+use futures::{
+    StreamExt,
+    future::{pending, ready},
+    stream,
+};
+use hyper::Request;
+use kube::{
+    Api, Client, ResourceExt,
+    client::Body,
+    runtime::{WatchStreamExt, watcher},
+};
 use migration_kube::Cluster;
 use migration_operator::{
     agents::{AgentError, Agents, At},
@@ -45,14 +51,14 @@ const TOGETHER: usize = 100;
 const DEADLINE: Duration = Duration::from_secs(120);
 /// Triggers beside idle applications.
 const TRIGGERS: usize = 20;
-/// How long idle applications are watched.
-const IDLE: Duration = Duration::from_secs(45);
+/// How long idle applications are watched: as long as it takes until all of them have been asked whether they can be moved.
+const IDLE: Duration = Duration::from_secs(60);
 /// Nothing takes that long.
 const LIMIT: Duration = Duration::from_secs(1800);
 /// Requests of this program under way at a time.
 const AT_ONCE: usize = 16;
 
-const USAGE: &str = "usage: ci/bench operator [--json] [--apps 1000,5000]";
+const USAGE: &str = "usage: ci/bench operator [--json] [--apps 200,1000,5000]";
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -89,7 +95,7 @@ fn main() -> ExitCode {
 }
 
 fn understood(words: &[&str]) -> Option<(bool, Vec<usize>)> {
-    let (mut as_json, mut sizes) = (false, vec![1000, 5000]);
+    let (mut as_json, mut sizes) = (false, vec![200, 1000, 5000]);
     let mut words = words.iter();
     while let Some(word) = words.next() {
         match *word {
@@ -105,11 +111,11 @@ fn understood(words: &[&str]) -> Option<(bool, Vec<usize>)> {
 
 /// The operator: a process that says how many requests it has made whenever it is sent a line, and ends with its input.
 async fn operate(namespace: &str, book: PathBuf) -> Result<(), Failure> {
-    let requests = Arc::new(AtomicU64::new(0));
+    let requests: Arc<Mutex<BTreeMap<String, u64>>> = Arc::default();
     let counted = Arc::clone(&requests);
     let below = Client::try_default().await?;
-    let service = tower::service_fn(move |request| {
-        counted.fetch_add(1, Ordering::Relaxed);
+    let service = tower::service_fn(move |request: Request<Body>| {
+        *counted.lock().unwrap_or_else(PoisonError::into_inner).entry(kind(&request)).or_default() += 1;
         let below = below.clone();
         async move { below.send(request).await }
     });
@@ -124,32 +130,47 @@ async fn operate(namespace: &str, book: PathBuf) -> Result<(), Failure> {
     tokio::spawn(controller::run(client, agents, settings, leading, |_| {}, pending()));
     tokio::task::spawn_blocking(move || {
         for _ in std::io::stdin().lines().map_while(Result::ok) {
-            println!("{}", requests.load(Ordering::Relaxed));
+            println!("{}", json!(*requests.lock().unwrap_or_else(PoisonError::into_inner)));
         }
     })
     .await?;
     std::process::exit(0)
 }
 
+/// What a request is: its method, and the resource without any names.
+fn kind(request: &Request<Body>) -> String {
+    let path = request.uri().path();
+    // What comes before is the group, its version and the namespace.
+    let resource = path.split_once("/namespaces/").and_then(|(_, rest)| rest.split_once('/'));
+    let words: Vec<&str> = resource.map_or(path, |(_, resource)| resource).split('/').collect();
+    let below = words.get(2).map(|below| format!("/{below}")).unwrap_or_default();
+    format!("{} {}{below}", request.method(), words.first().unwrap_or(&path))
+}
+
 /// Where agents are, by the addresses of their pods: a file that grows.
 #[derive(Debug)]
 struct Book {
     path: PathBuf,
-    known: Mutex<HashMap<String, SocketAddr>>,
+    /// And how much of the file has been read.
+    known: Mutex<(HashMap<String, SocketAddr>, u64)>,
 }
 
 impl Book {
     fn find(&self, pod: &str) -> Option<SocketAddr> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if !known.contains_key(pod) {
-            let text = fs::read_to_string(&self.path).ok()?;
-            *known = text
-                .lines()
-                .filter_map(|line| line.split_once(' '))
-                .filter_map(|(pod, at)| Some((pod.to_owned(), at.parse().ok()?)))
-                .collect();
+        let (places, read) = &mut *known;
+        if !places.contains_key(pod) {
+            let mut file = fs::File::open(&self.path).ok()?;
+            file.seek(SeekFrom::Start(*read)).ok()?;
+            let mut text = String::new();
+            file.read_to_string(&mut text).ok()?;
+            // The last line may be half written.
+            let whole = text.rfind('\n').map_or(0, |end| end + 1);
+            *read += whole as u64;
+            let lines = text[..whole].lines().filter_map(|line| line.split_once(' '));
+            places.extend(lines.filter_map(|(pod, at)| Some((pod.to_owned(), at.parse().ok()?))));
         }
-        known.get(pod).copied()
+        places.get(pod).copied()
     }
 }
 
@@ -176,8 +197,10 @@ struct Operator {
 }
 
 /// What it has used since it began.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Used {
+    /// By what they are.
+    kinds: BTreeMap<String, u64>,
     requests: f64,
     cpu_ms: f64,
     at: Instant,
@@ -201,7 +224,9 @@ impl Operator {
         let fields: Vec<&str> = stat.rsplit_once(") ").ok_or("no stat")?.1.split(' ').collect();
         // User and system time, fields 14 and 15, in hundredths of a second.
         let ticks = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
-        Ok(Used { requests: answer.trim().parse()?, cpu_ms: ticks * 10.0, at: Instant::now() })
+        let kinds: BTreeMap<String, u64> = serde_json::from_str(&answer)?;
+        let requests = kinds.values().sum::<u64>() as f64;
+        Ok(Used { kinds, requests, cpu_ms: ticks * 10.0, at: Instant::now() })
     }
 
     fn memory_mib(&self) -> Result<f64, Failure> {
@@ -219,30 +244,76 @@ impl Drop for Operator {
     }
 }
 
+/// All applications as they are: a listing of thousands, again and again, would be most of what the API server does.
+#[derive(Clone, Debug, Default)]
+struct Board(Arc<Mutex<HashMap<String, Seen>>>);
+
+/// What is looked at of an application.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    migratable: bool,
+    /// Times it has moved.
+    moved: usize,
+}
+
+impl Board {
+    /// Keeps it.
+    fn follow(apps: Api<MigratableApp>) -> Self {
+        let board = Self::default();
+        let kept = board.clone();
+        let changes = watcher(apps, watcher::Config::default()).default_backoff().applied_objects();
+        tokio::spawn(changes.for_each(move |change| {
+            // The watch begins again by itself.
+            if let Ok(app) = change {
+                let status = app.status.as_ref();
+                let history = status.into_iter().flat_map(|status| &status.migration_history);
+                let seen = Seen {
+                    migratable: status.is_some_and(|status| support::holds(status, "Migratable")),
+                    moved: history.filter(|record| record.success).count(),
+                };
+                kept.0.lock().unwrap_or_else(PoisonError::into_inner).insert(app.name_any(), seen);
+            }
+            ready(())
+        }));
+        board
+    }
+
+    /// Waits until so many applications are as wanted.
+    async fn until(&self, wanted: impl Fn(&Seen) -> bool, count: usize) -> Result<(), Failure> {
+        let begun = Instant::now();
+        loop {
+            let found = {
+                let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                all.values().filter(|seen| wanted(seen)).count()
+            };
+            if found >= count {
+                return Ok(());
+            }
+            if begun.elapsed() > LIMIT {
+                return Err(format!("{found} of {count} applications are as wanted after {LIMIT:?}").into());
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
 async fn measure(sizes: &[usize]) -> Result<Vec<Value>, Failure> {
     let cluster = Cluster::start(migration_kube::Options::default()).await?;
     cluster.install(&migration_operator::api::definition()?).await?;
     let scene = Scene::within(&cluster, "scale").await;
     let place = tempfile::tempdir()?;
     let book = place.path().join("agents");
-    keep_book(&scene, book.clone());
+    keep_book(&scene, book.clone())?;
     let mut operator = Operator::start(cluster.kubeconfig(), &scene.namespace, &book)?;
 
     let mut figures = Vec::new();
+    let board = Board::follow(scene.apps());
     let mut there = TOGETHER;
-    create(&scene, &mut operator, 0..there).await?;
+    create(&scene, &board, &mut operator, 0..there).await?;
     let before = operator.used()?;
     let names: Vec<String> = (0..TOGETHER).map(app).collect();
     stream::iter(&names).for_each_concurrent(AT_ONCE, |name| scene.trigger(name)).await;
-    until(
-        &scene,
-        |app| {
-            let history = app.status.iter().flat_map(|status| &status.migration_history);
-            history.filter(|record| record.success).count() == 1
-        },
-        TOGETHER,
-    )
-    .await?;
+    board.until(|seen| seen.moved == 1, TOGETHER).await?;
     let after = operator.used()?;
     let took = after.at.duration_since(before.at).as_secs_f64();
     let together = TOGETHER as f64;
@@ -267,7 +338,7 @@ async fn measure(sizes: &[usize]) -> Result<Vec<Value>, Failure> {
 
     let mut costs = Vec::new();
     for &size in sizes {
-        create(&scene, &mut operator, there..size).await?;
+        create(&scene, &board, &mut operator, there..size).await?;
         there = there.max(size);
         sleep(Duration::from_secs(5)).await;
         let before = operator.used()?;
@@ -316,44 +387,29 @@ fn app(number: usize) -> String {
 /// Makes applications, and waits until all there are run.
 async fn create(
     scene: &Scene,
+    board: &Board,
     operator: &mut Operator,
     numbers: std::ops::Range<usize>,
 ) -> Result<(), Failure> {
-    let (begun, before, count) = (Instant::now(), operator.used()?, numbers.len());
-    let wanted = numbers.end;
+    let (begun, before, wanted, count) = (Instant::now(), operator.used()?, numbers.end, numbers.len());
     let names: Vec<String> = numbers.map(app).collect();
     stream::iter(&names).for_each_concurrent(AT_ONCE, |name| scene.create(name, json!({}))).await;
-    until(
-        scene,
-        |app| app.status.as_ref().is_some_and(|status| support::holds(status, "Migratable")),
-        wanted,
-    )
-    .await?;
+    let made = begun.elapsed().as_secs_f64();
+    board.until(|seen| seen.migratable, wanted).await?;
     if count > 0 {
-        let requests = (operator.used()?.requests - before.requests) / count as f64;
+        let after = operator.used()?;
+        let each = |sum: f64| sum / count as f64;
         eprintln!(
-            "bench: {count} more applications run after {:.0} s, {requests:.1} requests each",
-            begun.elapsed().as_secs_f64()
+            "bench: {count} more applications are there after {made:.0} s and run after {:.0} s; of each {:.1} ms and {:.1} requests:",
+            begun.elapsed().as_secs_f64(),
+            each(after.cpu_ms - before.cpu_ms),
+            each(after.requests - before.requests),
         );
+        for (kind, sum) in &after.kinds {
+            eprintln!("  {:.2} {kind}", each((sum - before.kinds.get(kind).unwrap_or(&0)) as f64));
+        }
     }
     Ok(())
-}
-
-/// Waits until so many applications are as wanted.
-async fn until(scene: &Scene, wanted: impl Fn(&MigratableApp) -> bool, count: usize) -> Result<(), Failure> {
-    let begun = Instant::now();
-    loop {
-        let list = scene.apps().list(&ListParams::default()).await?;
-        let found = list.iter().filter(|app| wanted(app)).count();
-        if found >= count {
-            return Ok(());
-        }
-        if begun.elapsed() > LIMIT {
-            return Err(format!("{found} of {count} applications are as wanted after {LIMIT:?}").into());
-        }
-        // A listing of thousands costs the API server as much as many small requests.
-        sleep(Duration::from_millis(100 + list.items.len() as u64)).await;
-    }
 }
 
 /// Milliseconds from a trigger until its migration is written down; then waits until it has moved.
@@ -373,23 +429,24 @@ async fn latency(scene: &Scene, name: &str) -> Result<f64, Failure> {
 }
 
 /// Writes down where agents are, for a process that asks them.
-fn keep_book(scene: &Scene, path: PathBuf) {
+fn keep_book(scene: &Scene, path: PathBuf) -> Result<(), Failure> {
+    let mut book = fs::File::create(path)?;
     let agents = scene.agents.clone();
     tokio::spawn(async move {
-        let mut written = 0;
+        let mut written = HashSet::new();
         loop {
-            let entries = agents.entries();
-            if entries.len() != written {
-                let text: String = entries.iter().map(|(pod, at)| format!("{pod} {at}\n")).collect();
-                let new = path.with_extension("new");
-                // Read again when something is missing, so a failure is only a delay.
-                if fs::write(&new, text).and_then(|()| fs::rename(&new, &path)).is_ok() {
-                    written = entries.len();
-                }
+            let new = agents.entries().into_iter().filter(|(pod, _)| !written.contains(pod));
+            let new: Vec<(String, SocketAddr)> = new.collect();
+            let text: String = new.iter().map(|(pod, at)| format!("{pod} {at}\n")).collect();
+            if let Err(error) = book.write_all(text.as_bytes()) {
+                eprintln!("bench: where agents are is not told any more: {error}");
+                return;
             }
+            written.extend(new.into_iter().map(|(pod, _)| pod));
             sleep(Duration::from_millis(100)).await;
         }
     });
+    Ok(())
 }
 
 /// In the form of the other benchmarks.

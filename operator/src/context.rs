@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use k8s_openapi::{
@@ -16,6 +16,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
+    api::ObjectMeta,
     runtime::{
         events::{Event, EventType, Recorder},
         reflector::Store,
@@ -25,11 +26,13 @@ use kube::{
 use crate::{
     agents::{Agent, AgentError, Agents, At},
     api::MigratableApp,
+    cache::Pods,
     certificates::Authorities,
     error::Error,
     metrics::Metrics,
     migration::Limits,
     pods::AgentSettings,
+    secrets::Wrong,
 };
 
 /// The name under which the operator writes.
@@ -65,13 +68,15 @@ pub struct Context {
     /// What does not change.
     pub settings: Settings,
     /// Pods of applications, as they were a moment ago.
-    pub pods: Store<Pod>,
+    pub(crate) pods: Pods,
     /// Nodes, as they were a moment ago.
     pub nodes: Store<Node>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Who issues the agents' certificates, once that is known.
     pub authorities: Mutex<Option<Authorities>>,
+    /// By name, what is wrong with the Secrets that credentials come from, and when that was found out.
+    pub(crate) credentials: Mutex<HashMap<String, (Instant, Option<Wrong>)>>,
     pub(crate) recorder: Recorder,
     pub(crate) memory: Memory,
     leading: Arc<AtomicBool>,
@@ -110,6 +115,17 @@ pub(crate) struct Remembered {
     pub deleting: Option<Timestamp>,
     /// Times its reconcile has failed in a row.
     pub errors: u32,
+    /// The version that this operator has written last, and when.
+    pub written: Option<(u64, Instant)>,
+}
+
+/// How long the cache is waited for, which hears of a write in a moment. Whoever looks sooner reads everything again, to find that it was
+/// this operator that has changed it.
+const BEHIND: Duration = Duration::from_secs(2);
+
+/// Versions of one kind of object grow, as numbers where they are numbers.
+fn version(metadata: &ObjectMeta) -> Option<u64> {
+    metadata.resource_version.as_ref()?.parse().ok()
 }
 
 /// By uid.
@@ -124,6 +140,22 @@ impl Memory {
     pub fn update<T>(&self, uid: &str, change: impl FnOnce(&mut Remembered) -> T) -> T {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         change(all.entry(uid.to_owned()).or_default())
+    }
+
+    /// That an object was written: what a cache says that has not heard of it is not worth looking at.
+    pub fn wrote(&self, written: &ObjectMeta) {
+        let uid = written.uid.as_deref().unwrap_or_default();
+        let version = version(written).map(|version| (version, Instant::now()));
+        self.update(uid, |remembered| remembered.written = version);
+    }
+
+    /// For how long at most the cache, which has this of an object, may be about to hear of what was written.
+    pub fn behind(&self, cached: &ObjectMeta) -> Option<Duration> {
+        let uid = cached.uid.as_deref().unwrap_or_default();
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (written, at) = all.get(uid)?.written?;
+        let left = BEHIND.checked_sub(at.elapsed())?;
+        (version(cached)? < written).then_some(left)
     }
 
     pub fn forget(&self, uid: &str) {
@@ -146,10 +178,11 @@ impl Context {
             client,
             agents,
             settings,
-            pods,
+            pods: Pods::new(pods),
             nodes,
             metrics: Arc::default(),
             authorities: Mutex::default(),
+            credentials: Mutex::default(),
             recorder,
             memory: Memory::default(),
             leading,
@@ -220,6 +253,26 @@ fn described(type_: EventType, reason: &str, note: String) -> Event {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cache_that_has_not_heard_of_a_write_is_waited_for_and_not_for_ever() {
+        let at = |version: &str| ObjectMeta {
+            uid: Some("u".to_owned()),
+            resource_version: Some(version.to_owned()),
+            ..ObjectMeta::default()
+        };
+        let memory = Memory::default();
+        assert_eq!(memory.behind(&at("99")), None);
+        memory.wrote(&at("100"));
+        assert!(memory.behind(&at("99")).is_some_and(|left| left <= BEHIND));
+        assert_eq!(memory.behind(&at("100")), None);
+        assert_eq!(memory.behind(&at("101")), None);
+        // Who does not count in numbers is not waited for.
+        assert_eq!(memory.behind(&at("v")), None);
+        let long_ago = Instant::now().checked_sub(BEHIND * 2);
+        memory.update("u", |remembered| remembered.written = long_ago.map(|at| (100, at)));
+        assert_eq!(memory.behind(&at("99")), None);
+    }
 
     #[test]
     fn an_event_with_another_note_is_another_event() {

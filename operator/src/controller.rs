@@ -2,7 +2,8 @@
 //!
 //! What always holds:
 //! - A reconcile never waits for work: that is an operation of an agent, which later reconciles look at. All applications are
-//!   looked at at the same time.
+//!   looked at at the same time, each look in a task of its own.
+//! - What a look costs does not depend on how many applications there are.
 //! - Everything a reconcile needs to go on is in the application's status. It can be broken off anywhere, and another operator
 //!   can take over anywhere.
 //! - It changes something only while this operator leads.
@@ -12,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt, future::ready};
+use futures::{StreamExt, TryStreamExt, future::ready};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client, ResourceExt,
@@ -24,11 +25,12 @@ use kube::{
     },
 };
 
-use tokio::{sync::Notify, time::timeout};
+use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 
 use crate::{
     agents::Agents,
     api::{APP_LABEL, MigratableApp},
+    cache,
     context::{Context, Settings},
     error::Error,
     finalize, idle, injection, migrate,
@@ -42,6 +44,29 @@ const LONGEST: Duration = Duration::from_secs(60);
 
 /// The longest pause after an error.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A task that ends with whoever waits for it.
+struct Task<T>(JoinHandle<T>);
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Looks at one application, in a task: the controller polls all looks that are under way whenever one of them can go on, which for
+/// thousands at a time, as when an operator begins, would be most of what it does.
+async fn reconcile_apart(app: Arc<MigratableApp>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let mut task = Task(tokio::spawn(reconcile(app, ctx)));
+    match (&mut task.0).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends.
+            Err(_) => Err(Error::NotLeading),
+        },
+    }
+}
 
 /// Looks at one application.
 ///
@@ -61,6 +86,9 @@ pub async fn reconcile(app: Arc<MigratableApp>, ctx: Arc<Context>) -> Result<Act
 
 async fn look(app: MigratableApp, ctx: &Context) -> Result<Action, Error> {
     ctx.must_lead()?;
+    if let Some(left) = ctx.memory.behind(&app.metadata) {
+        return Ok(Action::requeue(left));
+    }
     let moves = |app: &MigratableApp| {
         let written = app.status.as_ref().and_then(|status| status.migration.as_ref());
         written.is_some_and(|one| !one.stage.is_over())
@@ -124,6 +152,7 @@ pub async fn run(
 ) {
     let (pods, pods_writer) = store::<Pod>();
     let (nodes, nodes_writer) = store::<Node>();
+    let (apps, apps_writer) = store::<MigratableApp>();
     let labelled = watcher::Config::default().labels(APP_LABEL);
     let (pods_api, apps_api) = match &settings.only {
         Some(namespace) => {
@@ -131,17 +160,24 @@ pub async fn run(
         }
         None => (Api::<Pod>::all(client.clone()), Api::<MigratableApp>::all(client.clone())),
     };
-    let pod_events = watcher(pods_api, labelled).default_backoff();
+    let nodes_api = Api::<Node>::all(client.clone());
+    let ctx = Arc::new(Context::new(client, agents, settings, pods, nodes.clone(), leading));
+    let pod_events = watcher(pods_api, labelled).default_backoff().modify(cache::prune_pod);
     let pods_changed = Arc::new(Notify::new());
-    let changed = Arc::clone(&pods_changed);
-    let pod_events = reflector::reflector(pods_writer, pod_events).touched_objects().inspect(move |pod| {
-        if pod.as_ref().is_ok_and(|pod| pod.annotations().contains_key(INJECTED_ANNOTATION)) {
-            changed.notify_one();
-        }
-    });
-    let node_events = watcher(Api::<Node>::all(client.clone()), watcher::Config::default()).default_backoff();
+    let (changed, indexed) = (Arc::clone(&pods_changed), ctx.pods.clone());
+    let pod_events = reflector::reflector(pods_writer, pod_events)
+        .inspect_ok(move |event| indexed.heard(event))
+        .touched_objects()
+        .inspect_ok(move |pod| {
+            if pod.annotations().contains_key(INJECTED_ANNOTATION) {
+                changed.notify_one();
+            }
+        });
+    let node_events =
+        watcher(nodes_api, watcher::Config::default()).default_backoff().modify(cache::prune_node);
     let node_events = reflector::reflector(nodes_writer, node_events).touched_objects();
-    let ctx = Arc::new(Context::new(client, agents, settings, pods.clone(), nodes.clone(), leading));
+    let app_events = watcher(apps_api, watcher::Config::default()).default_backoff().modify(cache::prune_app);
+    let app_events = reflector::reflector(apps_writer, app_events).applied_objects();
     with(Arc::clone(&ctx));
 
     let nodes_watched = tokio::spawn(node_events.for_each(|event| {
@@ -150,7 +186,7 @@ pub async fn run(
         }
         ready(())
     }));
-    let controller = Controller::new(apps_api, watcher::Config::default())
+    let controller = Controller::for_stream(app_events, apps)
         .watches_stream(pod_events, |pod: Pod| {
             let app = pod.labels().get(APP_LABEL).map(String::as_str)?;
             Some(ObjectRef::new(app).within(&pod.namespace()?))
@@ -160,7 +196,7 @@ pub async fn run(
     // What is not in a cache yet would be taken for gone, if only until it is looked at again.
     let _ = timeout(Duration::from_secs(10), nodes.wait_until_ready()).await;
     controller
-        .run(reconcile, error_policy, ctx)
+        .run(reconcile_apart, error_policy, ctx)
         .for_each(|result| {
             if let Err(error) = result {
                 tracing::debug!(%error, "controller");

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::{
     agents::Agent,
-    api::{APP_LABEL, DeletionPolicy, MigratableApp},
+    api::{DeletionPolicy, MigratableApp},
     context::Context,
     error::{Error, is},
     injection,
@@ -52,7 +52,10 @@ async fn set(ctx: &Context, app: &MigratableApp, finalizers: &[String]) -> Resul
     let apps = ctx.apps(&app.namespace().unwrap_or_default());
     let patch = Patch::Merge(json!({"metadata": metadata}));
     match apps.patch_metadata(&app.name_any(), &PatchParams::default(), &patch).await {
-        Ok(_) => Ok(()),
+        Ok(written) => {
+            ctx.memory.wrote(&written.metadata);
+            Ok(())
+        }
         Err(error) if is(&error, 404) => Ok(()),
         Err(error) => Err(Error::kube("write finalizers")(error)),
     }
@@ -96,13 +99,7 @@ pub async fn finalize(ctx: &Context, app: MigratableApp) -> Result<Action, Error
 /// Has any agent of the application delete its checkpoints.
 async fn collect(ctx: &Context, app: &MigratableApp) -> Result<String, String> {
     let mut why = "none of its pods is left".to_owned();
-    let namespace = app.namespace();
-    let of_app = |pod: &kube::runtime::reflector::ObjectRef<_>| pod.namespace == namespace;
-    for pod in ctx.pods.state() {
-        let reference = kube::runtime::reflector::ObjectRef::from_obj(&*pod);
-        if !of_app(&reference) || pod.labels().get(APP_LABEL) != Some(&app.name_any()) {
-            continue;
-        }
+    for pod in ctx.pods.of(app) {
         let asked: Result<Agent, _> = ctx.agent(app, &pod).await;
         let request = CollectRequest { app: ctx.full_name(app), all: true, ..Default::default() };
         let answer = match asked {

@@ -12,15 +12,12 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    Resource, ResourceExt,
-    runtime::{events::EventType, reflector::ObjectRef},
-};
+use kube::{ResourceExt, runtime::events::EventType};
 
 use crate::{
     act::{delete_exactly, delete_pod},
     api::{
-        APP_LABEL, MigratableApp, MigratableAppStatus, MigrationPolicy, Phase, PodOwner,
+        MigratableApp, MigratableAppStatus, MigrationPolicy, Phase, PodOwner,
         migration::{Migration, Place, TargetLost, TriggeredBy},
     },
     checkpoints,
@@ -42,6 +39,9 @@ use crate::{
 const RECOVERY_REST: Duration = Duration::from_secs(10);
 /// And at most this.
 const LONGEST_RECOVERY_REST: Duration = Duration::from_secs(300);
+
+/// When what is written down is newer than the cache, which will be told in a moment and is looked at then; this is for when it is not.
+const BEHIND: Duration = Duration::from_millis(500);
 
 /// Looks at an application, and says when to look again.
 ///
@@ -77,7 +77,7 @@ async fn without_pod(ctx: &Context, app: MigratableApp) -> Result<Duration, Erro
     let app = fresh(ctx, &app).await?;
     let status = app.status.clone().unwrap_or_default();
     if status.current_pod_name.is_some() {
-        return Ok(Duration::from_millis(50));
+        return Ok(BEHIND);
     }
     match &status.migration {
         _ if app.spec.injection.is_some() => Box::pin(injection::without_pod(ctx, app)).await,
@@ -105,7 +105,7 @@ async fn left(ctx: &Context, app: MigratableApp, place: &Place) -> Result<Durati
         .is_some_and(|one| !one.stage.is_over());
     match found.seen {
         PodSeen::Leaving if still && !moves => Box::pin(injection::leaving(ctx, &app, place)).await,
-        _ => Ok(Duration::from_millis(50)),
+        _ => Ok(BEHIND),
     }
 }
 
@@ -116,7 +116,7 @@ async fn gone(ctx: &Context, app: MigratableApp, place: &Place) -> Result<Durati
     let status = app.status.clone().unwrap_or_default();
     let found = observe::find(ctx, &app, place, Look::Fresh).await?;
     if current_place(&status).as_ref() != Some(place) || !found.seen.is_over() {
-        return Ok(Duration::from_millis(50));
+        return Ok(BEHIND);
     }
     let completed_pod = found.pod.as_ref().is_some_and(completed);
     let made_here =
@@ -369,7 +369,7 @@ async fn asked(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<Option<D
     let name = pod.name_any();
     let moves = status.migration.as_ref().is_some_and(|one: &Migration| !one.stage.is_over());
     if status.current_pod_name.as_deref() != Some(&name) || moves {
-        return Ok(Some(Duration::from_millis(50)));
+        return Ok(Some(BEHIND));
     }
     let known =
         asked.notice.is_some() && status.migration.as_ref().is_some_and(|last| last.notice == asked.notice);
@@ -408,16 +408,8 @@ async fn remove_strays(ctx: &Context, app: &MigratableApp) -> Result<(), Error> 
         return Ok(());
     }
     let preserved = trigger::is_set(app.annotations(), PRESERVE_ANNOTATION);
-    for pod in ctx.pods.state() {
-        let reference = ObjectRef::from_obj(&*pod);
-        let ours = reference.namespace == app.namespace()
-            && pod.labels().get(APP_LABEL) == Some(&app.name_any())
-            && pod
-                .meta()
-                .owner_references
-                .iter()
-                .flatten()
-                .any(|owner| Some(&owner.uid) == app.metadata.uid.as_ref());
+    for pod in ctx.pods.of(app) {
+        let ours = pod.owner_references().iter().any(|owner| Some(&owner.uid) == app.metadata.uid.as_ref());
         let name = pod.name_any();
         // A source is the migration's to delete: it may still be needed.
         let source = last.is_some_and(|last| last.source.pod == name);

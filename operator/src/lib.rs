@@ -15,6 +15,7 @@
 mod act;
 pub mod agents;
 pub mod api;
+mod cache;
 pub mod certificates;
 mod checkpoints;
 pub mod context;

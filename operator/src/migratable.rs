@@ -12,7 +12,7 @@ use crate::{
     migration::since,
     observe::now,
     pods::container_of,
-    secrets::{self, Missing},
+    secrets,
     status::{condition, set},
 };
 
@@ -58,10 +58,8 @@ async fn in_the_way(
     if let Err(error) = container_of(app) {
         return Ok(Some(("EntrypointUnknown", error.to_string())));
     }
-    match secrets::credentials(ctx, app).await {
-        Ok(_) => {}
-        Err(Missing::Because(reason, message)) => return Ok(Some((reason, message))),
-        Err(Missing::Error(error)) => return Err(error),
+    if let Some(wrong) = secrets::wrong(ctx, app).await? {
+        return Ok(Some(wrong));
     }
     let asked = async { ctx.agent(app, pod).await?.status().await }.await;
     Ok(match asked {

@@ -202,7 +202,11 @@ pub async fn persist(
                 }
                 version = now.metadata.resource_version;
             }
-            result => return result.map_err(Error::kube("write the status")),
+            Ok(written) => {
+                ctx.memory.wrote(&written.metadata);
+                return Ok(written);
+            }
+            Err(error) => return Err(Error::kube("write the status")(error)),
         }
     }
     Err(Error::TooLong)

@@ -70,7 +70,9 @@ pub async fn keep(ctx: &Context, app: &MigratableApp) {
 async fn applied(ctx: &Context, app: &MigratableApp) -> Result<bool, Error> {
     let policies: Api<NetworkPolicy> =
         Api::namespaced(ctx.client.clone(), &app.namespace().unwrap_or_default());
-    let all = policies.list(&ListParams::default()).await.map_err(Error::kube("list NetworkPolicies"))?;
+    // Those of other applications, of which there are as many, select other pods.
+    let of_others = ListParams::default().labels(&format!("app.kubernetes.io/managed-by!={NAME}"));
+    let all = policies.list(&of_others).await.map_err(Error::kube("list NetworkPolicies"))?;
     let policy = policy(app, &ctx.settings.namespace, isolated(app, &all.items));
     let name = policy.name_any();
     let params = PatchParams::apply(FIELD_MANAGER).force();

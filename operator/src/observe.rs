@@ -3,8 +3,10 @@
 //! Looking has two forms. From the caches it costs the API server nothing, and is as old as a watch is late; [`Look::Fresh`] asks the
 //! API server itself, and is what everything that changes something is decided by.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::{
-    api::core::v1::{ContainerState, ContainerStatus, Node, Pod, PodTemplateSpec},
+    api::core::v1::{ContainerState, ContainerStatus, Node, Pod, PodSpec, PodTemplateSpec},
     jiff::Timestamp,
 };
 use kube::{Api, ResourceExt, runtime::reflector::ObjectRef};
@@ -26,6 +28,7 @@ use crate::{
         container_of,
     },
     trigger::{self, CANCEL_ANNOTATION, PRESERVE_ANNOTATION},
+    webhook::CONTAINER_ANNOTATION,
 };
 
 /// Exit code of a container whose workload was killed.
@@ -68,9 +71,21 @@ pub fn supersedes(app: &MigratableApp, pod: &Pod) -> bool {
     let told = pod.annotations().get(TEMPLATE_ANNOTATION);
     let template = told.and_then(|told| serde_json::from_str::<PodTemplateSpec>(told).ok());
     let anew = pod.annotations().get(ROLE_ANNOTATION).is_some_and(|role| role == "launched");
-    let name = app.spec.container_name();
-    let other = |new: PodTemplateSpec| Program::of(&new, name) != Program::of(&app.spec.template, name);
+    let other = |new: PodTemplateSpec| !has_program(app, pod.annotations(), new.spec.as_ref());
     anew && is_of(app, pod) && template.is_some_and(other)
+}
+
+/// Whether what is moved in a pod, by what it says of itself, is the same program in a container of the same name as in the application's
+/// template.
+pub fn has_program(
+    app: &MigratableApp,
+    annotations: &BTreeMap<String, String>,
+    pod: Option<&PodSpec>,
+) -> bool {
+    let first = || pod?.containers.first().map(|container| container.name.as_str());
+    let moved = annotations.get(CONTAINER_ANNOTATION).map(String::as_str).or_else(first);
+    let known = app.spec.container_name();
+    moved == known && Program::within(pod, known) == Program::of(&app.spec.template, known)
 }
 
 /// Whether a pod is the one that is meant, and not another that has its name.
@@ -103,7 +118,7 @@ pub async fn find(ctx: &Context, app: &MigratableApp, place: &Place, look: Look)
     let namespace = app.namespace().unwrap_or_default();
     let name = &place.pod;
     let pod = match look {
-        Look::Cached => ctx.pods.get(&ObjectRef::new(name).within(&namespace)).map(|pod| (*pod).clone()),
+        Look::Cached => ctx.pods.get(&namespace, name).map(|pod| (*pod).clone()),
         Look::Fresh => ctx.pods_of(app).get_opt(name).await.map_err(Error::kube("read a pod"))?,
     };
     let ours = pod.filter(|pod| is_of(app, pod) && is_at(place, pod));
@@ -427,9 +442,8 @@ pub fn nodes(ctx: &Context, app: &MigratableApp, source: &str) -> Vec<String> {
         interruptible_label: label.map(|(key, value)| (key.as_str(), value.as_str())),
     };
     let nodes = ctx.nodes.state();
-    let pods = ctx.pods.state();
-    let pods: Vec<&Pod> = pods.iter().map(|pod| &**pod).collect();
-    placement::nodes(&wanted, nodes.iter().map(|node| &**node), &pods)
+    let pods = ctx.pods.all();
+    placement::nodes(&wanted, nodes.iter().map(|node| &**node), pods.iter().map(|pod| &**pod))
 }
 
 /// Now, as precisely as it can be written down.

@@ -6,7 +6,7 @@
 
 mod cpu;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::{
     api::core::v1::{Node, Pod, PodSpec, ResourceRequirements},
@@ -63,8 +63,9 @@ pub struct Wanted<'a> {
 pub fn nodes<'a>(
     wanted: &Wanted<'_>,
     nodes: impl IntoIterator<Item = &'a Node>,
-    pods: &[&Pod],
+    pods: impl IntoIterator<Item = &'a Pod>,
 ) -> Vec<String> {
+    let taken = taken(pods);
     let all: Vec<&Node> = nodes.into_iter().collect();
     let architecture = |node: &Node| node.labels().get("kubernetes.io/arch").cloned();
     let source = all.iter().copied().find(|node| node.name_any() == wanted.source);
@@ -89,7 +90,7 @@ pub fn nodes<'a>(
         else {
             continue;
         };
-        let free = free(node, pods);
+        let free = free(node, taken.get(name.as_str()).copied().unwrap_or_default());
         if free.cpu < need.cpu || free.memory < need.memory || free.pods < 1 {
             continue;
         }
@@ -189,33 +190,41 @@ impl Room {
     }
 }
 
+/// What pods have of each node.
+fn taken<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> HashMap<&'a str, Room> {
+    let mut taken: HashMap<&str, Room> = HashMap::new();
+    for pod in pods {
+        let Some(spec) = &pod.spec else { continue };
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        let Some(node) = spec.node_name.as_deref().filter(|_| !matches!(phase, Some("Succeeded" | "Failed")))
+        else {
+            continue;
+        };
+        let (sum, one) = (taken.entry(node).or_default(), Room::of_pod(spec));
+        *sum = Room {
+            cpu: sum.cpu.saturating_add(one.cpu),
+            memory: sum.memory.saturating_add(one.memory),
+            pods: sum.pods + 1,
+        };
+    }
+    taken
+}
+
 /// What is left on a node. One that does not say how much it has, has enough.
-fn free(node: &Node, pods: &[&Pod]) -> Room {
+fn free(node: &Node, taken: Room) -> Room {
     const ENOUGH: Room = Room { cpu: i64::MAX / 2, memory: i64::MAX / 2, pods: i64::MAX / 2 };
     let Some(allocatable) = node.status.as_ref().and_then(|status| status.allocatable.as_ref()) else {
         return ENOUGH;
     };
-    let name = node.name_any();
-    let mut free = Room::of_list(allocatable);
+    let mut all = Room::of_list(allocatable);
     if !allocatable.contains_key("pods") {
-        free.pods = ENOUGH.pods;
+        all.pods = ENOUGH.pods;
     }
-    for pod in pods {
-        let Some(spec) = &pod.spec else { continue };
-        let ended = matches!(
-            pod.status.as_ref().and_then(|status| status.phase.as_deref()),
-            Some("Succeeded" | "Failed")
-        );
-        if spec.node_name.as_deref() == Some(&name) && !ended {
-            let taken = Room::of_pod(spec);
-            free = Room {
-                cpu: free.cpu.saturating_sub(taken.cpu),
-                memory: free.memory.saturating_sub(taken.memory),
-                pods: free.pods - 1,
-            };
-        }
+    Room {
+        cpu: all.cpu.saturating_sub(taken.cpu),
+        memory: all.memory.saturating_sub(taken.memory),
+        pods: all.pods - taken.pods,
     }
-    free
 }
 
 /// A quantity as Kubernetes writes it; 0 for one that is none.
@@ -279,7 +288,7 @@ mod tests {
             uid: "u",
             interruptible_label: Some(("pool", "cheap")),
         };
-        let mut chosen = nodes(&wanted, all, pods);
+        let mut chosen = nodes(&wanted, all, pods.iter().copied());
         // Those that stay come first; among equals the order is anybody's.
         let first = chosen.iter().position(|name| name < &"d".to_owned()).unwrap_or(0);
         chosen[first..].sort();

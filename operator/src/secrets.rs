@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     sync::PoisonError,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use k8s_openapi::{ByteString, api::core::v1::Secret};
@@ -31,6 +31,12 @@ pub enum Missing {
     /// The API server did not answer.
     Error(Error),
 }
+
+/// Why credentials cannot be used: a word and a sentence.
+pub type Wrong = (&'static str, String);
+
+/// How long what was found out about a Secret is taken for true. Nothing is made by it.
+const KNOWN: Duration = Duration::from_secs(10);
 
 /// Makes them what they should be.
 ///
@@ -71,6 +77,31 @@ pub async fn credentials(
         Missing::Because("SecretUnusable", message)
     })?;
     Ok(Some(BTreeMap::from([(CREDENTIALS_KEY.to_owned(), ByteString(file.into_bytes()))])))
+}
+
+/// What is wrong with the credentials that an application is to get: a word and a sentence. Many applications have the same ones, which
+/// are read again only after [`KNOWN`].
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn wrong(ctx: &Context, app: &MigratableApp) -> Result<Option<Wrong>, Error> {
+    let Some(name) = &app.spec.storage.credentials_secret else { return Ok(None) };
+    let known = {
+        let verdicts = ctx.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+        verdicts.get(name).filter(|(at, _)| at.elapsed() < KNOWN).cloned()
+    };
+    if let Some((_, verdict)) = known {
+        return Ok(verdict);
+    }
+    let verdict = match credentials(ctx, app).await {
+        Ok(_) => None,
+        Err(Missing::Because(reason, message)) => Some((reason, message)),
+        Err(Missing::Error(error)) => return Err(error),
+    };
+    let mut verdicts = ctx.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+    verdicts.retain(|_, (at, _)| at.elapsed() < KNOWN);
+    verdicts.insert(name.clone(), (Instant::now(), verdict.clone()));
+    Ok(verdict)
 }
 
 /// A certificate for the application's agents, made anew when it is time.

@@ -56,8 +56,8 @@ async fn started(
     status.phase = Some(Phase::Pending);
     set(&mut status, condition::READY, Some(false), "Starting", "its pod does not run yet", now());
     set(&mut status, condition::MIGRATING, Some(false), "Idle", "", now());
-    let app = if app.status.as_ref() == Some(&status) { app } else { persist(ctx, &app, status).await? };
     ctx.memory.update(&uid, |remembered| *remembered = crate::context::Remembered::default());
+    let app = if app.status.as_ref() == Some(&status) { app } else { persist(ctx, &app, status).await? };
     created(ctx, app, &name).await
 }
 

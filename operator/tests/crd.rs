@@ -3,6 +3,7 @@
 use std::{
     io::Write,
     process::{Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -13,6 +14,10 @@ use kube::{
 use migration_kube::Cluster;
 use migration_operator::api::{DeletionPolicy, MigratableApp, definition};
 use serde_json::{Value, json};
+use tokio::time::sleep;
+
+/// How long anything may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// As the reference system's README writes one.
 const REFERENCE: &str = include_str!("reference.yaml");
@@ -443,7 +448,7 @@ async fn kubectl_shows_waits_and_annotates() {
 
 /// What `kubectl explain` prints comes from here.
 #[test]
-fn every_field_is_explained() {
+fn every_field_has_a_description() {
     fn look(place: &str, schema: &Value) -> usize {
         let mut seen = 0;
         for (name, field) in schema["properties"].as_object().into_iter().flatten() {
@@ -461,6 +466,47 @@ fn every_field_is_explained() {
     let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
     assert!(look("spec", &schema["properties"]["spec"]) > 40);
     assert!(look("status", &schema["properties"]["status"]) > 30);
+}
+
+#[tokio::test]
+async fn kubectl_explains_every_field() {
+    let (cluster, namespace) = cluster().await;
+    // The API server publishes a definition a moment after it has taken it, and the one in front some moments later.
+    let begun = Instant::now();
+    let explained = loop {
+        let output = kubectl(cluster, "", &["explain", "mapp", "--recursive"]);
+        if output.status.success() {
+            break text(&output.stdout);
+        }
+        assert!(begun.elapsed() < PATIENCE, "{}", text(&output.stderr));
+        sleep(Duration::from_millis(500)).await;
+    };
+    let definition = serde_json::to_value(definition().unwrap()).unwrap();
+    let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    let mut fields = 0;
+    for part in ["spec", "status"] {
+        for (name, field) in schema["properties"][part]["properties"].as_object().unwrap() {
+            let below = field["properties"].as_object().into_iter().flatten().map(|(name, _)| name);
+            // Of a template it knows that it is one: what is in it is the cluster's own version's to say.
+            for name in below.filter(|_| name != "template").chain([name]) {
+                assert!(explained.contains(&format!(" {name}\t<")), "{name} is not in:\n{explained}");
+                fields += 1;
+            }
+        }
+    }
+    assert!(fields > 60, "{fields}");
+    let bucket = succeeds(cluster, "", &["explain", "mapp.spec.storage.bucket"]);
+    assert!(bucket.contains("The bucket; it must exist."), "{bucket}");
+
+    // Whoever knows every field knows what is none, and that all of these are.
+    let mut misspelt = smallest();
+    put(&mut misspelt, "spec.storage.buckett", json!("b"));
+    let refused = kubectl(cluster, &misspelt.to_string(), &["create", "-n", &namespace, "-f", "-"]);
+    let message = text(&refused.stderr);
+    assert!(!refused.status.success() && message.contains("buckett"), "{message}");
+    for good in [REFERENCE, EVERYTHING] {
+        succeeds(cluster, good, &["create", "-n", &namespace, "-f", "-"]);
+    }
 }
 
 #[tokio::test]

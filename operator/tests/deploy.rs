@@ -146,6 +146,61 @@ fn the_chart_has_every_value_it_uses_and_uses_every_value_it_has() {
     assert_eq!(words("if ") + words("with ") + words("range ") + words("define "), words("end"));
 }
 
+/// What Helm's rendering depends on, but for what is copied from `files/`, which is compared with what the code says above.
+fn chart_hash() -> String {
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(deploy("chart/templates")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.extend(["chart/Chart.yaml", "chart/values.yaml"].map(deploy));
+    paths.sort();
+    let mut hasher = blake3::Hasher::new();
+    for path in paths {
+        let text = fs::read(&path).unwrap();
+        hasher.update(path.file_name().unwrap().as_encoded_bytes());
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(&text);
+    }
+    hasher.finalize().to_hex()[..16].to_owned()
+}
+
+/// `tests/chart.yaml` is what Helm makes of the chart: Helm itself is not needed here until the chart changes.
+#[test]
+fn helm_renders_the_chart_to_the_plain_manifests() {
+    let rendered =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/chart.yaml")).unwrap();
+    let hash = chart_hash();
+    assert!(
+        rendered.starts_with(&format!("# chart {hash}\n")),
+        "the chart has changed; render it again: (echo '# chart {hash}'; helm template migration operator/deploy/chart \
+         -n migration-system --set definition.install=false) > operator/tests/chart.yaml"
+    );
+    let mut rendered: Vec<Value> = serde_saphyr::from_multiple(&rendered).unwrap();
+    let mut plain = documents(&read("operator.yaml"));
+    // Helm makes the namespace itself.
+    plain.retain(|document| document["kind"] != "Namespace");
+    let key = |document: &Value| format!("{} {}", document["kind"], document["metadata"]["name"]);
+    rendered.sort_by_key(key);
+    plain.sort_by_key(key);
+    assert_eq!(rendered.iter().map(key).collect::<Vec<_>>(), plain.iter().map(key).collect::<Vec<_>>());
+    for (mut rendered, mut plain) in rendered.into_iter().zip(plain) {
+        for labels in ["/metadata/labels", "/spec/template/metadata/labels"] {
+            let Some(expected) = plain.pointer(labels).cloned() else { continue };
+            let given = rendered.pointer_mut(labels).unwrap();
+            for (label, value) in expected.as_object().unwrap() {
+                assert_eq!(&given[label], value, "{labels} of {}", key(&plain));
+            }
+            *given = expected;
+        }
+        if let Some(container) = rendered.pointer_mut("/spec/template/spec/containers/0") {
+            assert_eq!(container.as_object_mut().unwrap().remove("imagePullPolicy").unwrap(), "IfNotPresent");
+        }
+        if let Some(rules) = plain.get_mut("rules") {
+            assert!(rendered["rules"].as_array().unwrap().iter().all(|rule| rule["verbs"].is_array()));
+            *rules = rendered["rules"].clone();
+        }
+        assert_eq!(rendered, plain);
+    }
+}
+
 #[tokio::test]
 async fn one_command_installs_deploys_and_takes_everything_out_again() {
     let cluster = Cluster::start(Options::default()).await.unwrap();

@@ -469,3 +469,56 @@ async fn a_version_that_is_rolled_out_during_a_migration_does_not_wait_for_the_m
     assert_eq!(moved.migration.as_ref().unwrap().stage, Stage::Succeeded, "{}", pretty(&moved));
     place.assert_nothing_ran_twice();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_next_version_that_moves_a_container_of_another_name_goes_on_with_the_same_object() {
+    let place = Deployed::new("renamed", json!({})).await;
+    let _operator = place.operator().await;
+    place.stateful("db", 1).await;
+    place.until_running("db", 1).await;
+    let uid = place.scene.apps().get("db-0").await.unwrap().metadata.uid;
+    let sets = place.stateful_sets();
+    let roll = async |name: &str| {
+        let main = json!({"name": name, "image": "redis", "command": ["redis-server"]});
+        let containers = json!([{"$patch": "replace"}, main]);
+        let asks = json!({"annotations": {"migration.io/container": name}});
+        let template = json!({"metadata": asks, "spec": {"containers": containers}});
+        let change = kube::api::Patch::Strategic(json!({"spec": {"template": template}}));
+        sets.patch("db", &Default::default(), &change).await.unwrap();
+    };
+    let goes_on = async |name: &str| {
+        let followed = async {
+            loop {
+                let app = place.scene.apps().get("db-0").await.unwrap();
+                let containers = app.spec.template.spec.map(|spec| spec.containers).unwrap_or_default();
+                if app.spec.container.as_deref() == Some(name) && containers[0].name == name {
+                    return app.metadata.uid;
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let followed = timeout(PATIENCE, followed).await.expect("the object follows the next version");
+        assert_eq!(followed, uid);
+        assert_eq!(place.until_running("db", 1).await, ["db-0"]);
+    };
+
+    // It is named, which it was not before; then it has another name.
+    roll("main").await;
+    goes_on("main").await;
+    roll("store").await;
+    goes_on("store").await;
+    place.scene.trigger("db-0").await;
+    let moved = place.scene.until_over("db-0", 1).await;
+    assert_eq!(moved.migration.as_ref().unwrap().stage, Stage::Succeeded, "{}", pretty(&moved));
+    assert_eq!(place.world("db-0").launches, 3);
+
+    // And while it is a checkpoint, which is not restored into a container of another name.
+    place.scene.world.lock().pace = Duration::from_millis(1500);
+    place.scene.trigger("db-0").await;
+    place.scene.until_stage("db-0", Stage::Dumping).await;
+    roll("main").await;
+    goes_on("main").await;
+    let world = place.world("db-0");
+    assert_eq!((world.launches, world.restores), (4, 1), "{:?}", place.scene.events("db-0").await);
+    place.assert_nothing_ran_twice();
+}

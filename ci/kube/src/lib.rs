@@ -14,7 +14,8 @@
 //! What always holds:
 //!
 //! - The programs are those that `ci/build-kube` has built: the API server 1.20 with RBAC, admission and everything else it has,
-//!   and behind it, for definitions and what they define, the 1.36 one, which knows CEL. Clients see one server.
+//!   and behind it, for definitions and what they define, the 1.36 one, which knows CEL and tells `kubectl explain` of fields. Clients
+//!   see one server.
 //! - Nothing of it is left when the test process has ended, in whatever way: no process, no directory.
 //! - Nothing runs pods: nodes and the status of pods are what a test writes. Only `ci/cluster` adds kubelets to it ([`Nodes`]).
 //!

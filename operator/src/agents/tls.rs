@@ -1,13 +1,13 @@
 //! Connections over mTLS: the operator shows its certificate, and the agent has to show that of the application it is asked for.
 //!
 //! Certificates are issued by the operator's own authorities and are in memory only. They are replaced while connections stay.
-//! Connections are kept and used again; one that breaks is made anew by the next call.
+//! Connections are kept and used again for a while; one that breaks, or was not used for longer, is made anew by the next call.
 
 use std::{
     collections::HashMap,
     io,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -31,18 +31,42 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// How long a connection in use may have been dead without our knowing.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
+/// How long a connection that is not used is kept. Agents of applications that are moved are asked every second or so. The others' are
+/// asked once a minute, and thousands of connections that wait for that take more memory than everything else there is.
+const KEPT: Duration = Duration::from_secs(20);
+
 /// Agents that are reached over mTLS.
 #[derive(Debug)]
 pub struct Mtls {
     port: u16,
     config: Arc<Mutex<Option<Arc<ClientConfig>>>>,
-    kept: Mutex<HashMap<At, Channel>>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    /// And when each was used last.
+    channels: HashMap<At, (Channel, Instant)>,
+    swept: Instant,
+}
+
+impl Kept {
+    fn get(&mut self, at: &At, now: Instant) -> Option<Channel> {
+        if now.duration_since(self.swept) > KEPT {
+            self.channels.retain(|_, (_, used)| now.duration_since(*used) <= KEPT);
+            self.swept = now;
+        }
+        let (channel, used) = self.channels.get_mut(at)?;
+        *used = now;
+        Some(channel.clone())
+    }
 }
 
 impl Mtls {
     /// Agents that serve at this port. None can be reached before there is a certificate.
     pub fn new(port: u16) -> Self {
-        Self { port, config: Arc::default(), kept: Mutex::default() }
+        let kept = Kept { channels: HashMap::new(), swept: Instant::now() };
+        Self { port, config: Arc::default(), kept: Mutex::new(kept) }
     }
 
     /// What to show and whom to trust from now on.
@@ -72,10 +96,10 @@ impl Mtls {
 #[async_trait]
 impl Agents for Mtls {
     async fn channel(&self, at: &At) -> Result<Channel, AgentError> {
-        // More than an operator has pods at a time; those of pods that are gone must not be kept for ever.
-        const KEPT: usize = 4096;
-        if let Some(channel) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(at) {
-            return Ok(channel.clone());
+        if let Some(channel) =
+            self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(at, Instant::now())
+        {
+            return Ok(channel);
         }
         // It is the connector that encrypts.
         let endpoint =
@@ -91,10 +115,7 @@ impl Agents for Mtls {
         });
         let channel = endpoint.connect_with_connector_lazy(connector);
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= KEPT {
-            kept.clear();
-        }
-        kept.insert(at.clone(), channel.clone());
+        kept.channels.insert(at.clone(), (channel.clone(), Instant::now()));
         Ok(channel)
     }
 
@@ -121,4 +142,30 @@ async fn encrypted(
     let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
     stream.set_nodelay(true)?;
     Ok(TokioIo::new(TlsConnector::from(config).connect(name, stream).await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_is_kept_as_long_as_it_is_used() {
+        let at = |app: &str| At {
+            pod_ip: "10.0.0.1".to_owned(),
+            namespace: "shop".to_owned(),
+            app: app.to_owned(),
+        };
+        let begun = Instant::now();
+        let channel = Endpoint::from_static("http://10.0.0.1").connect_lazy();
+        let channels = ["used", "unused"].map(|app| (at(app), (channel.clone(), begun)));
+        let mut kept = Kept { channels: channels.into(), swept: begun };
+        let mut now = begun;
+        for _ in 0..5 {
+            now += KEPT * 3 / 4;
+            assert!(kept.get(&at("used"), now).is_some());
+        }
+        assert_eq!(kept.channels.len(), 1);
+        assert!(kept.get(&at("unused"), now).is_none());
+        assert!(kept.get(&at("used"), now + KEPT * 2).is_none());
+    }
 }

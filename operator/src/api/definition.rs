@@ -102,7 +102,9 @@ pub(super) fn spec_rules() -> Value {
             "spec.container must be the name of one of spec.template.spec.containers",
         ),
         rule(
-            "has(self.container) == has(oldSelf.container) && (!has(self.container) || self.container == oldSelf.container)",
+            // Where somebody else makes the pods it follows what their next version says.
+            "has(self.injection) \
+             || has(self.container) == has(oldSelf.container) && (!has(self.container) || self.container == oldSelf.container)",
             "spec.container cannot be changed, because the checkpoints are of its processes: create another MigratableApp",
         ),
         rule(

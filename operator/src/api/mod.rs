@@ -8,7 +8,8 @@
 //! - Every closed set is an enum, so that the API server refuses a word that is not in it.
 //! - The definition that `kubectl` installs is generated from these types and nothing else ([`definition`]). What the types
 //!   cannot say is a CEL rule; each rule's message names the field and what to do.
-//! - What identifies the application's memory cannot be changed: the kind of store, the bucket, and the container.
+//! - What identifies the application's memory cannot be changed: the kind of store, the bucket, and the container; where somebody else makes
+//!   the pods, the container is the one that their next version names.
 //!
 //! The names follow Kubernetes' own for checkpoints of pods ([KEP-5823]), so that one can be told in the words of the other:
 //!
@@ -86,7 +87,7 @@ pub struct MigratableAppSpec {
     #[schemars(schema_with = "definition::pod_template")]
     pub template: PodTemplateSpec,
     /// The container of the template whose processes move; the first one when absent. The others are started anew on the
-    /// new node. It cannot be changed.
+    /// new node. It cannot be changed; where somebody else makes the pods, it follows what they ask for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub container: Option<String>,

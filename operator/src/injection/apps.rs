@@ -16,7 +16,10 @@ use kube::{
     api::PostParams,
     runtime::reflector::{ObjectRef, Store},
 };
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 
 use super::owner_of;
 use crate::{
@@ -29,6 +32,8 @@ use crate::{
 
 /// How often all pods are looked at, whatever is heard of them.
 const LOOK: Duration = Duration::from_secs(5);
+/// And no more often than that, however many of them change.
+const PAUSE: Duration = Duration::from_millis(100);
 /// When it is tried again to make what could not be made.
 const REST: Duration = Duration::from_secs(15);
 /// How many are made at once.
@@ -43,7 +48,7 @@ pub async fn keep(ctx: Arc<Context>, apps: Store<MigratableApp>, changed: Arc<No
             let without = |pod: &Arc<Pod>| {
                 is_treated(pod) && !rests.contains_key(&key(pod)) && apps.get(&reference(pod)).is_none()
             };
-            let pods: Vec<Arc<Pod>> = ctx.pods.state().into_iter().filter(without).collect();
+            let pods: Vec<Arc<Pod>> = ctx.pods.all().into_iter().filter(without).collect();
             let ctx = &ctx;
             let made = stream::iter(pods)
                 .map(|pod| async move { (key(&pod), Box::pin(make(ctx, &pod)).await) })
@@ -59,6 +64,7 @@ pub async fn keep(ctx: Arc<Context>, apps: Store<MigratableApp>, changed: Arc<No
             }
         }
         let _ = timeout(LOOK, changed.notified()).await;
+        sleep(PAUSE).await;
     }
 }
 

@@ -33,6 +33,7 @@ use crate::{
     start::{next_round, start},
     status::{condition, has_checkpoint, set},
     trigger::{self, RETRY_ANNOTATION},
+    webhook::CONTAINER_ANNOTATION,
 };
 use serde_json::{Value, json};
 
@@ -159,12 +160,14 @@ async fn goes_on_in(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<Dur
 async fn with_template(ctx: &Context, app: &MigratableApp, pod: &Pod) -> Result<MigratableApp, Error> {
     let told = pod.annotations().get(TEMPLATE_ANNOTATION);
     let template = told.and_then(|told| serde_json::from_str::<serde_json::Value>(told).ok());
+    let container = pod.annotations().get(CONTAINER_ANNOTATION);
     let known = serde_json::to_value(&app.spec.template).unwrap_or_default();
-    let Some(template) = template.filter(|new| *new != known) else { return Ok(app.clone()) };
+    let another = |new: &Value| *new != known || container != app.spec.container.as_ref();
+    let Some(template) = template.filter(another) else { return Ok(app.clone()) };
     ctx.must_lead()?;
     let patch = json!({
         "metadata": {"uid": app.metadata.uid, "resourceVersion": app.metadata.resource_version},
-        "spec": {"template": difference(&known, &template)},
+        "spec": {"template": difference(&known, &template), "container": container},
     });
     let apps = ctx.apps(&app.namespace().unwrap_or_default());
     apps.patch(&app.name_any(), &PatchParams::default(), &Patch::Merge(patch))
@@ -260,7 +263,7 @@ pub async fn settled(ctx: &Context, app: &MigratableApp, current: &Pod) -> Resul
             && pod.name_any() != current.name_any()
             && pod.metadata.deletion_timestamp.is_none()
     };
-    if !taken_back || !ctx.pods.state().iter().any(|pod| in_vain(pod)) {
+    if !taken_back || !ctx.pods.of(app).iter().any(|pod| in_vain(pod)) {
         return Ok(());
     }
     let known = app.status.as_ref().map(|status| (&status.current_pod_name, &status.migration));

@@ -11,7 +11,7 @@ use kube::{Api, ResourceExt, api::ListParams};
 use super::{HASH_LABEL, OWNER_LABEL};
 use crate::{
     api::{
-        Injection, MigratableApp, PodOwner, Program,
+        Injection, MigratableApp, PodOwner,
         migration::{Migration, MigrationStage, Place, TargetMadeBy},
     },
     context::Context,
@@ -111,9 +111,7 @@ async fn waiting<'a>(
     };
     if maker == TargetMadeBy::StatefulSet {
         // Memory goes on only in the program that it is of: another version starts anew.
-        let (new, old) = (pod.spec.as_ref(), app.spec.template.spec.as_ref());
-        let name = app.spec.container_name();
-        let same = Program::within(new, name) == Program::within(old, name);
+        let same = observe::has_program(app, pod.annotations(), pod.spec.as_ref());
         if pod.metadata.name.as_ref() != Some(&source.pod) || !same {
             return Ok(None);
         }
