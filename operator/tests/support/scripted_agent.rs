@@ -358,7 +358,7 @@ impl agent_server::Agent for ScriptedAgent {
         };
         let runs_here = world.apps.values().any(|app| app.runs.contains(&self.pod));
         let asked = !request.get_ref().launcher.is_empty();
-        let tree = asked.then(|| Tree { pid: if runs_here { 10_000 } else { 0 }, leaves: false });
+        let tree = asked.then_some(Tree { pid: if runs_here { 10_000 } else { 0 }, leaves: false });
         let only_here = world.only_there.clone().filter(|_| runs_here);
         let cpu_features = only_here.into_iter().chain(["avx2".to_owned()]).collect();
         let mut arriving = Vec::new();
