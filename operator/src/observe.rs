@@ -360,8 +360,9 @@ async fn ask_handover(
         return;
     };
     if written.takes_back() && ctx.must_lead().is_ok() {
-        // What has begun to run there may be all there is, unless it is known that it runs no more.
-        seen.handover = match agent.take_back(name, handover, seen.target.is_over()).await {
+        // What has begun to run there may be all there is, unless it is known which pod that was, and that it runs no more.
+        let target_has_ended = written.target.is_some() && seen.target.is_over();
+        seen.handover = match agent.take_back(name, handover, target_has_ended).await {
             Ok(()) => Handover::GoesOn,
             Err(AgentError::Refused(detail)) => match agents::failure(&detail).kind {
                 FailureKind::RunsElsewhere => Handover::Claimed,

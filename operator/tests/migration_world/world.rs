@@ -431,8 +431,8 @@ impl World {
                     if written.takes_back()
                         && let Some(stopped) = self.stopped.clone()
                     {
-                        // Unless it is known that nothing of it runs there any more.
-                        if stopped.claimed && !target.is_over() {
+                        // Unless it is known where, and that nothing of it runs there any more.
+                        if stopped.claimed && (written.target.is_none() || !target.is_over()) {
                             handover = Handover::Claimed;
                         } else {
                             self.stopped = None;
