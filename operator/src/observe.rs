@@ -151,20 +151,24 @@ async fn node_of(ctx: &Context, name: &str, look: Look) -> Result<Option<Node>, 
 /// What a pod's status says.
 fn of_pod(pod: &Pod, moved: &str) -> PodSeen {
     let Some(status) = &pod.status else { return PodSeen::Starting };
+    let restored = pod.annotations().get(ROLE_ANNOTATION).is_some_and(|role| role == "restored");
+    let statuses = || status.container_statuses.iter().flatten();
+    let ended = match statuses().find(|one| one.name == moved) {
+        Some(container) if restored && was_killed(container) => PodSeen::Killed,
+        _ => PodSeen::Ended,
+    };
     if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
-        return PodSeen::Ended;
+        return ended;
     }
     if pod.metadata.deletion_timestamp.is_some() {
         return PodSeen::Leaving;
     }
-    let containers =
-        status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+    let containers = statuses().chain(status.init_container_statuses.iter().flatten());
     let mut running = 0;
     for container in containers.filter(|one| one.name == moved || one.name == AGENT) {
         // A launcher that waits for an application is started again without one: what was restored has ended.
-        let restored = pod.annotations().get(ROLE_ANNOTATION).is_some_and(|role| role == "restored");
         if container.name == moved && container.restart_count > 0 && restored {
-            return if was_killed(container) { PodSeen::Killed } else { PodSeen::Ended };
+            return ended;
         }
         running += u32::from(matches!(&container.state, Some(ContainerState { running: Some(_), .. })));
     }
@@ -451,4 +455,32 @@ pub fn nodes(ctx: &Context, app: &MigratableApp, source: &str) -> Vec<String> {
 pub fn now() -> Timestamp {
     let now = Timestamp::now();
     Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_was_restored_and_killed_has_not_ended_by_itself_whether_its_container_is_started_again_or_not() {
+        let seen = |role: &str, phase: &str, restarts: u32, exit_code: i32| {
+            let ended = json!({"terminated": {"exitCode": exit_code}});
+            let (state, last) =
+                if restarts == 0 { (ended, json!({})) } else { (json!({"running": {}}), ended) };
+            let status = json!({"name": "main", "restartCount": restarts, "ready": false, "image": "i",
+                "imageID": "i", "state": state, "lastState": last});
+            let pod = json!({"metadata": {"annotations": {ROLE_ANNOTATION: role}},
+                "status": {"phase": phase, "containerStatuses": [status]}});
+            of_pod(&serde_json::from_value(pod).unwrap(), "main")
+        };
+        for (phase, restarts) in [("Running", 1), ("Failed", 0)] {
+            for exit_code in [KILLED, UNKNOWN] {
+                assert_eq!(seen("restored", phase, restarts, exit_code), PodSeen::Killed, "{phase}");
+            }
+            assert_eq!(seen("restored", phase, restarts, 3), PodSeen::Ended, "{phase}");
+        }
+        assert_eq!(seen("launched", "Failed", 0, KILLED), PodSeen::Ended);
+    }
 }
