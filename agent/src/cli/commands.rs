@@ -46,7 +46,9 @@ pub fn main() -> ExitCode {
                 Err(error) => failed(error, what_is_left(pid).as_deref()),
             }
         }
-        Command::Serve(typed) => finish(serve::serve(typed, &cli.global, output), failed),
+        Command::Serve(typed) => {
+            serve::serve(typed, &cli.global, output).unwrap_or_else(|error| failed(error, None))
+        }
         Command::Status(typed) => finish(remote::status(&typed, output), failed),
         Command::Watch(typed) => remote::watch(&typed, output).unwrap_or_else(|error| failed(error, None)),
         Command::Cancel(typed) => finish(remote::cancel(&typed, output), failed),

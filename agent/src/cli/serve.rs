@@ -1,11 +1,11 @@
 //! `serve`: the agent as a service.
 
-use std::{env, io::Write, path::PathBuf, time::Duration};
+use std::{env, io::Write, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Args;
 use migration_agent::{
     AgentError, HookCall,
-    service::{self, Config, Hooks, Listen, Rules},
+    service::{self, Config, Hooks, Listen, Rules, keeper},
     settings, sysctl,
 };
 
@@ -61,15 +61,23 @@ pub struct Serve {
     /// How long a process that was stopped to be handed over waits for somebody to run it, before it goes on here
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub claim_timeout: u64,
+    /// Serve in a child and start it again when it dies, for as long as page servers depend on this container: meant for its
+    /// first process
+    #[arg(long)]
+    pub respawn: bool,
     /// How long operations may go on after SIGTERM before they are given up
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub grace: u64,
 }
 
 /// Serves until a signal ends it.
-pub fn serve(typed: Serve, global: &Global, output: Output) -> Result<(), AgentError> {
+pub fn serve(typed: Serve, global: &Global, output: Output) -> Result<ExitCode, AgentError> {
     let program = env::current_exe()
         .map_err(|source| AgentError::Io { what: "cannot find this program".to_owned(), source })?;
+    if typed.respawn {
+        let arguments: Vec<_> = env::args_os().skip(1).filter(|argument| argument != "--respawn").collect();
+        return keeper::keep(&program, &arguments).map(|status| ExitCode::from(status.0));
+    }
     let tcp = listen(&typed)?;
     sysctl::make_writable();
     let hooks = Hooks {
@@ -93,7 +101,8 @@ pub fn serve(typed: Serve, global: &Global, output: Output) -> Result<(), AgentE
             format!("serving at {}", unix.chain(tcp).collect::<Vec<_>>().join(" and "))
         });
         let _ = std::io::stdout().flush();
-    })
+    })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// TCP is mTLS, or plaintext where that was said.

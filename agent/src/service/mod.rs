@@ -15,6 +15,7 @@ mod checkpoints;
 mod error;
 mod handovers;
 pub mod journal;
+pub mod keeper;
 mod listen;
 mod metrics;
 mod operations;

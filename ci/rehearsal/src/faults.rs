@@ -196,15 +196,27 @@ fn container_of(pod: &Value, name: &str) -> Option<String> {
     Some(one["containerID"].as_str()?.trim_start_matches("containerd://").to_owned())
 }
 
+/// Kills the agent that serves in a pod, as a crash would: its container goes on.
+pub fn kill_agent(pod: &Value) -> Result<(), Failure> {
+    kill_in_agents_container(pod, "migration-agent serve .*--listen", "agent")
+}
+
 /// Kills what serves pages in a pod, if any still have to come.
 pub fn kill_page_server(pod: &Value) -> Result<(), Failure> {
+    kill_in_agents_container(pod, "migration-agent page-server", "page server")
+}
+
+/// Kills a process of a pod by its command line.
+fn kill_in_agents_container(pod: &Value, command: &str, what: &str) -> Result<(), Failure> {
     let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
-    let container = container_of(pod, "migration-agent").ok_or("the agent does not run")?;
-    // Its pod's processes are told from others of the node by what they see as their first one.
+    let container = container_of(pod, "migration-agent").ok_or("the agent's container does not run")?;
+    // Its pod's processes are told from others of the node by what they see as their first one. The container's own first one
+    // is left alone.
     let script = r#"inside=$(ctr -n k8s.io tasks ls | awk -v id="$0" '$1 == id { print $2 }')
-        for pid in $(pgrep -f 'page-server'); do
-            if [ "$(readlink /proc/$pid/ns/pid)" = "$(readlink /proc/$inside/ns/pid)" ]; then kill -KILL $pid && exit; fi
+        for pid in $(pgrep -f "$1"); do
+            if [ "$pid" != "$inside" ] && [ "$(readlink /proc/$pid/ns/pid)" = "$(readlink /proc/$inside/ns/pid)" ]; then kill -KILL $pid && exit; fi
         done
         exit 1"#;
-    cluster(&["exec", node, "bash", "-c", script, &container]).map_err(|_| "no page server runs there".into())
+    cluster(&["exec", node, "bash", "-c", script, &container, command])
+        .map_err(|_| format!("no {what} runs there").into())
 }

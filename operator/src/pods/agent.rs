@@ -119,7 +119,8 @@ pub(super) fn agent_container(
 ) -> Container {
     let listen = format!("0.0.0.0:{PORT}");
     let metrics = format!("0.0.0.0:{METRICS_PORT}");
-    let mut args = vec!["serve", "--listen", &listen, "--metrics", &metrics];
+    // A crash of the agent must not end the container: page servers live there.
+    let mut args = vec!["serve", "--respawn", "--listen", &listen, "--metrics", &metrics];
     args.extend(["--tls-cert", "/migration/tls/tls.crt", "--tls-key", "/migration/tls/tls.key"]);
     args.extend(["--tls-ca", "/migration/tls/ca.crt", "--allow-client", &settings.operator_name]);
     // The source's agent is asked for pages by the target's, which is the same application.

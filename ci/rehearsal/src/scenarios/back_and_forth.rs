@@ -15,7 +15,7 @@ use crate::{
     Failure,
     application::{Application, Status},
     cluster::{get, kubectl},
-    faults::{Slow, StoreDown, Unplugged, kill_container, kill_operator, kill_page_server},
+    faults::{Slow, StoreDown, Unplugged, kill_agent, kill_container, kill_operator, kill_page_server},
     observer::{self, Observer, Seen},
     timeline::Timeline,
 };
@@ -24,14 +24,14 @@ const STRATEGIES: [&str; 4] = ["full", "lazy-storage", "lazy-direct", "lazy-hybr
 const STAGES: [&str; 4] = ["Preparing", "Dumping", "Restoring", "Filling"];
 /// A link on which pages take seconds.
 const SLOW: &str = "16mbit";
-/// Two of five moves are left alone.
+/// Three of ten moves are left alone.
 const FAULTS: [Fault; 10] = [
-    Fault::None,
     Fault::None,
     Fault::None,
     Fault::None,
     Fault::Source,
     Fault::Target,
+    Fault::TargetContainer,
     Fault::PageServer,
     Fault::Operator,
     Fault::Store,
@@ -45,6 +45,8 @@ enum Fault {
     Source,
     /// The target's agent is killed.
     Target,
+    /// The target's agent is killed with its container, and all it serves pages to.
+    TargetContainer,
     /// What serves the application's pages is killed.
     PageServer,
     /// The operator that leads is killed.
@@ -125,7 +127,7 @@ fn one(
     random: &mut Random,
 ) -> Result<(Status, Seen, Duration), Failure> {
     // What an application does between its restore and its last page is gone with its page server: it goes on from its freeze.
-    let may_go_back = plan.fault == Fault::Target && plan.strategy != "full";
+    let may_go_back = plan.fault == Fault::TargetContainer && plan.strategy != "full";
     let observer = Observer::start(app, may_go_back)?;
     let begun = Instant::now();
     let status = go(app, plan, random)?;
@@ -156,7 +158,7 @@ fn go(app: &Application, plan: &Plan, random: &mut Random) -> Result<Status, Fai
 }
 
 fn inflict(reached: &Status, fault: Fault, random: &mut Random) -> Result<(), Failure> {
-    let agent_of = |field: &str| kill_container(&get(&["pod", reached.migration(field)])?, "migration-agent");
+    let pod = |field: &str| get(&["pod", reached.migration(field)]);
     // What is gone already, or does not run yet, cannot be killed.
     let told = |result: Result<(), Failure>| {
         if let Err(error) = result {
@@ -166,11 +168,12 @@ fn inflict(reached: &Status, fault: Fault, random: &mut Random) -> Result<(), Fa
     let some_seconds = Duration::from_secs(2 + random.below(9));
     match fault {
         Fault::None => {}
-        Fault::Source => told(agent_of("source/pod")),
-        Fault::Target => told(agent_of("target/pod")),
-        Fault::PageServer => {
-            told(get(&["pod", reached.migration("target/pod")]).and_then(|pod| kill_page_server(&pod)));
+        Fault::Source => told(pod("source/pod").and_then(|pod| kill_agent(&pod))),
+        Fault::Target => told(pod("target/pod").and_then(|pod| kill_agent(&pod))),
+        Fault::TargetContainer => {
+            told(pod("target/pod").and_then(|pod| kill_container(&pod, "migration-agent")));
         }
+        Fault::PageServer => told(pod("target/pod").and_then(|pod| kill_page_server(&pod))),
         Fault::Operator => {
             kill_operator()?;
         }
