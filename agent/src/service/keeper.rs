@@ -2,7 +2,7 @@
 //!
 //! A container ends with its first process, and everything in it is killed then: also the page servers of processes that were
 //! restored lazily, and with them those processes. Behind a keeper an agent that crashes, or is chosen by the out-of-memory
-//! killer, costs nothing but the calls it had under way, which the next one settles (see [`recovery`](super::recovery)).
+//! killer, costs nothing but the calls it had under way, which the next one settles (`recovery`).
 //!
 //! What an agent leaves behind becomes the keeper's children. If there is nothing, the keeper ends as its agent has: the
 //! container is started again then, and whoever looks at it sees why.
