@@ -118,6 +118,10 @@ async fn gone(ctx: &Context, app: MigratableApp, place: &Place) -> Result<Durati
     if current_place(&status).as_ref() != Some(place) || !found.seen.is_over() {
         return Ok(BEHIND);
     }
+    // What is stopped at its source is settled first: it may be what goes on.
+    if status.migration.as_ref().is_some_and(Migration::keeps_source) {
+        return Ok(BEHIND);
+    }
     let completed_pod = found.pod.as_ref().is_some_and(completed);
     let made_here =
         app.spec.injection.as_ref().is_none_or(|one| one.owner == PodOwner::Pod && one.name != name);

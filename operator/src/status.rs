@@ -76,8 +76,8 @@ fn whole_seconds(now: Timestamp) -> Timestamp {
 /// The status with the next state of a migration. One that ends is added to the history.
 pub fn with_migration(status: &MigratableAppStatus, next: &Migration, now: Timestamp) -> MigratableAppStatus {
     let mut new = status.clone();
-    let ended_before =
-        status.migration.as_ref().is_some_and(|before| before.id == next.id && before.stage.is_over());
+    let before = status.migration.as_ref().filter(|before| before.id == next.id).map(|before| before.stage);
+    let ended_before = before.is_some_and(MigrationStage::is_over);
     let place = next.may_run_in();
     new.current_pod_name = place.map(|place| place.pod.clone());
     new.current_pod_mark = place.and_then(|place| place.mark.clone());
@@ -95,7 +95,11 @@ pub fn with_migration(status: &MigratableAppStatus, next: &Migration, now: Times
         let message = format!("its processes are a checkpoint now; {message}");
         set(&mut new, condition::READY, Some(false), "NotRunning", message.trim_end_matches("; "), now);
     }
-    if next.stage.is_over() && !ended_before {
+    if next.stage.is_over() && before != Some(next.stage) {
+        // It was told to have ended in another way.
+        if ended_before {
+            new.migration_history.pop();
+        }
         if next.stage == MigrationStage::Succeeded {
             new.generation = Some(new.generation.unwrap_or(0) + 1);
         }

@@ -209,7 +209,9 @@ fn every_case(mut check: impl FnMut(&Migration, &Seen)) -> usize {
                                 written.stage,
                                 Stage::Filling | Stage::RemovingSource | Stage::Succeeded
                             );
-                            if (handover != Handover::Unknown && written.stage != Stage::TakingBack)
+                            let asked = written.stage == Stage::TakingBack
+                                || written.stage == Stage::Succeeded && written.handover_id.is_some();
+                            if (handover != Handover::Unknown && !asked)
                                 || (residency != Residency::Unknown && !filling)
                             {
                                 continue;
@@ -339,8 +341,15 @@ fn what_is_known_to_be_stopped_is_forgotten_only_when_it_goes_on_at_the_source()
                 let dumped = matches!(seen.operation, OperationSeen::Succeeded(_));
                 assert!(dumped || seen.source.is_over(), "{written:?} {seen:?}");
             }
-            if written.stage.is_over() {
-                assert_eq!(next.stage, written.stage, "{written:?} {seen:?}");
+            if written.keeps_source() && next.handover_id.is_none() {
+                let needed = seen.target != PodSeen::Ended && seen.handover != Handover::Over;
+                assert!(!needed || seen.source.is_over(), "{written:?} {seen:?}");
+            }
+            if written.stage.is_over() && next.stage != written.stage {
+                assert_eq!((written.stage, next.stage), (Stage::Succeeded, Stage::Failed));
+                let lost = matches!(seen.target, PodSeen::Gone | PodSeen::Killed);
+                assert!(lost || seen.handover == Handover::GoesOn, "{written:?} {seen:?}");
+                assert!(next.takes_back() && !seen.source.is_over(), "{written:?} {seen:?}");
             }
             // A restore is written down only when none before it can have come to anything.
             if next.operation.is_some()
@@ -427,10 +436,9 @@ fn a_source_goes_only_after_its_target_has_all_pages_it_needs_of_it() {
         let Decision::Record(late) = decide(&written, &seen(residency), &limits, at(301)) else { panic!() };
         assert_eq!(late.stage, Stage::Succeeded);
         assert!(matches!(decide(&late, &seen(residency), &limits, at(302)), Decision::Wait(_)));
-        assert_eq!(
-            decide(&late, &seen(Residency::Resident), &limits, at(303)),
-            Decision::Do(Effect::DeleteSource)
-        );
+        let over = Seen { handover: Handover::Over, ..seen(residency) };
+        let Decision::Record(settled) = decide(&late, &over, &limits, at(303)) else { panic!() };
+        assert_eq!(decide(&settled, &over, &limits, at(303)), Decision::Do(Effect::DeleteSource));
     }
     let Decision::Record(next) = decide(&written, &seen(Residency::Resident), &limits, at(2)) else {
         panic!()
@@ -440,6 +448,42 @@ fn a_source_goes_only_after_its_target_has_all_pages_it_needs_of_it() {
     let kept = Seen { preserve_source: true, ..seen(Residency::Resident) };
     let Decision::Record(over) = decide(&next, &kept, &limits, at(3)) else { panic!() };
     assert_eq!(decide(&over, &kept, &limits, at(4)), Decision::Over);
+}
+
+#[test]
+fn what_is_stopped_goes_on_when_its_target_is_lost_after_the_migration_has_ended() {
+    let mut written = Migration {
+        target: Some(place("b")),
+        resumed_at: Some(MicroTime(at(1))),
+        handover_id: Some("H".into()),
+        source_stopped: Some(true),
+        ..migration(Stage::Succeeded)
+    };
+    let limits = Limits::default();
+    let lost = |target, handover| Seen { source: PodSeen::Ready, target, handover, ..Seen::default() };
+    for seen in [
+        lost(PodSeen::Gone, Handover::Unknown),
+        lost(PodSeen::Killed, Handover::Stopped),
+        // Its agents knew before its pod told.
+        lost(PodSeen::Ready, Handover::GoesOn),
+    ] {
+        let Decision::Record(failed) = decide(&written, &seen, &limits, at(400)) else { panic!("{seen:?}") };
+        assert_eq!((failed.stage, failed.takes_back()), (Stage::Failed, true));
+        assert_eq!(failed.may_run_in(), Some(&written.source));
+        let back = Seen { handover: Handover::GoesOn, ..seen };
+        let Decision::Record(settled) = decide(&failed, &back, &limits, at(401)) else { panic!("{back:?}") };
+        assert_eq!((settled.handover_id.as_ref(), settled.source_has_stopped()), (None, false));
+        assert_eq!(decide(&settled, &back, &limits, at(402)), Decision::Over);
+    }
+    // What has ended by itself needs nobody, also when its pod is deleted before the source is; nor does what has all its pages.
+    let ended = lost(PodSeen::Ended, Handover::Stopped);
+    let gone = lost(PodSeen::Gone, Handover::Stopped);
+    let Decision::Record(settled) = decide(&written, &ended, &limits, at(400)) else { panic!() };
+    written.resident_at = Some(MicroTime(at(2)));
+    for settled in [&*settled, &written] {
+        assert_eq!(decide(settled, &ended, &limits, at(401)), Decision::Do(Effect::DeleteSource));
+        assert_eq!(decide(settled, &gone, &limits, at(401)), Decision::Do(Effect::DeleteSource));
+    }
 }
 
 #[test]

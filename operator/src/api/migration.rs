@@ -132,6 +132,11 @@ impl Migration {
         self.handover_id.is_some() && (self.stage == MigrationStage::TakingBack || left_over)
     }
 
+    /// Whether it has ended while pages still came from processes that are stopped at the source: these go on there if the target is lost.
+    pub fn keeps_source(&self) -> bool {
+        self.stage == MigrationStage::Succeeded && self.handover_id.is_some() && self.resident_at.is_none()
+    }
+
     /// Whether the target's pod can exist only when the source's does not any more.
     pub fn target_takes_name(&self) -> bool {
         self.target_made_by == Some(TargetMadeBy::StatefulSet)

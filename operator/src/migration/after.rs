@@ -242,8 +242,7 @@ fn older(case: &Case<'_>, message: &str) -> Decision {
 /// Processes that are stopped at the source are to go on there.
 pub(super) fn take_back(case: &Case<'_>) -> Decision {
     let from_store = |next: &mut Migration, why: &str| {
-        next.handover_id = None;
-        next.handover_generation = None;
+        forget_handover(next);
         next.checkpoint_id = None;
         next.strategy = without_source(next.strategy);
         next.message = Some(why.to_owned());
@@ -259,8 +258,7 @@ pub(super) fn take_back(case: &Case<'_>) -> Decision {
         }
         Handover::GoesOn => case.record(|next| {
             other_target(next, true);
-            next.handover_id = None;
-            next.handover_generation = None;
+            forget_handover(next);
             next.source_stopped = None;
             next.committed_at = None;
             next.frozen_at = None;
@@ -290,8 +288,7 @@ pub(super) fn settle_handover(case: &Case<'_>) -> Decision {
         return Decision::Wait(case.limits.look * 10);
     }
     case.record(|next| {
-        next.handover_id = None;
-        next.handover_generation = None;
+        forget_handover(next);
         if !lost {
             next.source_stopped = None;
         }
@@ -326,6 +323,9 @@ pub(super) fn fill(case: &Case<'_>) -> Decision {
 fn has_moved(case: &Case<'_>, resident: bool) -> Decision {
     case.record(|next| {
         next.resident_at = resident.then_some(MicroTime(case.now));
+        if !resident {
+            forget_handover(next);
+        }
         if next.returns() {
             next.stage = MigrationStage::Failed;
             let last = next.message.take().unwrap_or_else(|| "no other node could run it".to_owned());
@@ -352,14 +352,43 @@ pub(super) fn leave_source(case: &Case<'_>) -> Decision {
     if case.seen.source_released && !gone && case.written.may_run_in() == Some(&case.written.source) {
         return Decision::Do(Effect::PutBack);
     }
-    if case.written.stage != MigrationStage::Succeeded || gone || case.seen.preserve_source {
+    if case.written.stage != MigrationStage::Succeeded {
         return Decision::Over;
     }
-    let needed = case.written.handover_id.is_some()
-        && case.written.resident_at.is_none()
-        && case.seen.residency != Residency::Resident
-        && !case.seen.target.is_over();
-    if needed { Decision::Wait(case.limits.look * 10) } else { Decision::Do(Effect::DeleteSource) }
+    if case.written.keeps_source() {
+        return leave_stopped(case);
+    }
+    if gone || case.seen.preserve_source { Decision::Over } else { Decision::Do(Effect::DeleteSource) }
+}
+
+/// Pages still came from processes that are stopped at the source when the migration ended.
+fn leave_stopped(case: &Case<'_>) -> Decision {
+    let over = case.seen.source.is_over() || case.seen.handover == Handover::Over;
+    match case.seen.target {
+        // Nobody needs them: all pages have come, it has ended by itself, or there is nothing left of them.
+        _ if over => case.record(forget_handover),
+        PodSeen::Ended => case.record(forget_handover),
+        PodSeen::Gone => lost_late(case, "the target's pod is gone"),
+        PodSeen::Killed => lost_late(case, KILLED),
+        // Their agents knew before their pod told.
+        _ if case.seen.handover == Handover::GoesOn => lost_late(case, KILLED),
+        _ => Decision::Wait(case.limits.look * 10),
+    }
+}
+
+fn forget_handover(next: &mut Migration) {
+    next.handover_id = None;
+    next.handover_generation = None;
+}
+
+/// The target was lost after the time in which its last page was waited for: what is stopped at the source is all there is.
+fn lost_late(case: &Case<'_>, message: &str) -> Decision {
+    case.record(|next| {
+        next.stage = MigrationStage::Failed;
+        next.resumed_at = None;
+        next.target_lost = Some(TargetLost::HadRun);
+        next.message = Some(format!("{message}; the application goes on where it was"));
+    })
 }
 
 /// It cannot be run anywhere now.

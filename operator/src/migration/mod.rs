@@ -32,6 +32,8 @@
 //! - **It ends.** After [`Migration::timeout_at`](crate::api::migration::Migration::timeout_at) nothing new is begun; what is under way is cancelled, and after
 //!   [`Limits::grace`] the migration is over whatever became of it. An operation whose outcome is not known then stays
 //!   written down and is settled when its agent can be asked ([`settle`](decide)).
+//!   A handover that has succeeded keeps its source until the last page has come; if the target is lost before, it is written down
+//!   as `Failed` after all, and what is stopped at the source goes on.
 //! - **No committed checkpoint is forgotten.** Until the application runs again, the migration names its checkpoint, or the
 //!   operation that may have made one.
 

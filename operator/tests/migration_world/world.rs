@@ -40,6 +40,8 @@ pub enum Happens {
         dump: bool,
         ticks: u64,
     },
+    /// What is restored next waits that much longer for its last page.
+    SlowPages(u64),
     /// An agent does not answer for a while.
     Silent(Which, u64),
     /// A pod is gone with its machine.
@@ -74,6 +76,7 @@ pub fn happens() -> impl Generator<Value = Happens> {
     prop_oneof![
         3 => (any::<bool>(), kind).prop_map(|(dump, kind)| Happens::Fails { dump, kind }),
         2 => (any::<bool>(), 1u64..1500).prop_map(|(dump, ticks)| Happens::Slow { dump, ticks }),
+        2 => (1u64..1500).prop_map(Happens::SlowPages),
         3 => (which.clone(), 1u64..1500).prop_map(|(which, ticks)| Happens::Silent(which, ticks)),
         2 => which.prop_map(Happens::Dies),
         2 => any::<bool>().prop_map(|told| Happens::Killed { told }),
@@ -187,6 +190,7 @@ pub struct World {
     pub fails_restore: Vec<FailureKind>,
     pub slow_dump: u64,
     pub slow_restore: u64,
+    pub slow_pages: u64,
     pub forgets: u32,
     pub late: Vec<u64>,
     pub conflicts: u32,
@@ -236,6 +240,7 @@ impl World {
             fails_restore: Vec::new(),
             slow_dump: 0,
             slow_restore: 0,
+            slow_pages: 0,
             forgets: 0,
             late: Vec::new(),
             conflicts: 0,
@@ -262,6 +267,7 @@ impl World {
             Happens::Fails { dump: false, kind } => self.fails_restore.push(*kind),
             Happens::Slow { dump: true, ticks } => self.slow_dump = *ticks,
             Happens::Slow { dump: false, ticks } => self.slow_restore = *ticks,
+            Happens::SlowPages(ticks) => self.slow_pages = *ticks,
             Happens::Silent(which, ticks) => {
                 let until = self.tick + ticks;
                 if let Some(pod) = self.pod_of(*which).and_then(|name| self.pods.get_mut(&name)) {
@@ -370,11 +376,12 @@ impl World {
         if self.runs.iter().any(|one| one == pod) {
             return fail(FailureKind::NoProcesses);
         }
+        let resident_at = self.tick + 20 + self.slow_pages;
         if operation.from_handover {
             match &mut self.stopped {
                 Some(stopped) if Some(&stopped.id) == operation.what.as_ref() && !stopped.claimed => {
                     stopped.claimed = true;
-                    stopped.finished_at = Some(self.tick + 20);
+                    stopped.finished_at = Some(resident_at);
                 }
                 _ => return fail(FailureKind::RunsElsewhere),
             }
@@ -386,7 +393,8 @@ impl World {
             return fail(FailureKind::NoCheckpoint);
         }
         self.runs.push(pod.to_owned());
-        self.filling_until = self.tick + 20;
+        self.filling_until = resident_at;
+        self.slow_pages = 0;
         OperationSeen::Succeeded(Done::Restored { resume_ms: Some(1), span })
     }
 
